@@ -1,0 +1,75 @@
+"""Environments: the protocol that they keep, and the registry that builds them by name.
+
+To add one, write a class with the methods of `Env` in a file of its own and add a line to
+`_REGISTRY`. `tests/test_env_contract.py` then checks determinism, the expert, the splits, illegal
+actions and closing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from miniact.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the environment answers to `reset` or to one action."""
+
+    observation: str
+    done: bool = False
+    success: bool = False  # the task is solved; only ever True together with done
+    score: float = 0.0  # 0..1
+    applied: bool = True  # False: the action did not apply and changed nothing
+
+
+class Env(Protocol):
+    """A text world that plays one episode at a time. Everything is determined by the task id."""
+
+    splits: tuple[str, ...]  # names of its splits, "train" first
+
+    def tasks(self, split: str, n: int, seed: int) -> list[str]:
+        """n distinct task ids of a split (fewer if it has fewer). Splits never share an id."""
+        ...
+
+    def reset(self, task_id: str) -> tuple[str, Turn]:
+        """Start an episode. Returns the task description and the first observation."""
+        ...
+
+    def step(self, action: str) -> Turn:
+        """Act. An action that does not apply, or is no action at all, is data and never an error."""
+        ...
+
+    def admissible(self) -> tuple[str, ...] | None:
+        """The actions that apply now, sorted; None where the environment cannot list them."""
+        ...
+
+    def expert_action(self) -> str | None:
+        """The expert's action in the present state; None where the expert does not know one."""
+        ...
+
+    def close(self) -> None:
+        """Free everything (processes, files). Safe to call twice."""
+        ...
+
+
+_REGISTRY = {
+    "household": "miniact.envs.household:Household",
+    "scienceworld": "miniact.envs.scienceworld:ScienceWorld",
+}
+
+
+def make_env(name: str, **options: Any) -> Env:
+    """Build an environment by name. Its module is imported only now: extras stay optional."""
+    if name not in _REGISTRY:
+        near = difflib.get_close_matches(name, _REGISTRY, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"env.name: unknown environment {name!r}, one of {sorted(_REGISTRY)}{hint}")
+    module, cls = _REGISTRY[name].split(":")
+    try:
+        return getattr(importlib.import_module(module), cls)(**options)
+    except TypeError as error:
+        raise UserError(f"env.options: {name} does not take {options}: {error}") from None

@@ -1,0 +1,102 @@
+"""What flows through miniact, from an expert's trajectory to a gradient.
+
+    Trajectory ──states()──▶ State ──sample K──▶ ActionPair        stage 1 of ACT: pairs.py
+        State       ──prompts.py──▶ tokens ──▶ Sample × G          a group of answers: policy.sample
+        Sample × G  ──rewards.py, grpo.py──▶ Group                 one prompt, n weighted completions
+        Group       ──losses.py──▶ gradient                        policy.forward_backward
+
+All types are frozen: a stage never edits what another stage made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decision of an expert: what it saw, what it did, and (if known) what it could have done."""
+
+    observation: str
+    action: str
+    admissible: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """s_i: all that the agent knows when it decides. `history` is oldest first: (observation, action)."""
+
+    id: str  # "<trajectory id>#<step index>", used in messages and to join results
+    task: str
+    history: tuple[tuple[str, str], ...]
+    observation: str
+    admissible: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """An expert trajectory. One line of trajectories.jsonl; the README documents each field."""
+
+    id: str
+    task: str
+    steps: tuple[Step, ...]
+    success: bool | None = None
+    split: str = "train"
+    source: str = ""
+
+    def states(self) -> Iterator[tuple[State, str]]:
+        """Every (s_i, a_i⁺): the state before step i and the expert's action in it."""
+        history: tuple[tuple[str, str], ...] = ()
+        for i, step in enumerate(self.steps):
+            yield (
+                State(f"{self.id}#{i}", self.task, history, step.observation, step.admissible),
+                step.action,
+            )
+            history = (*history, (step.observation, step.action))
+
+
+@dataclass(frozen=True, slots=True)
+class ActionPair:
+    """(s_i, a_i⁺, a_i⁻): the contrastive example. The order of presentation is not part of it."""
+
+    state: State
+    expert: str
+    alternative: str
+    split: str = "train"
+    provenance: dict[str, Any] = field(default_factory=dict)  # model, adapter, seed, temperature
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sampled answer. `tokens` holds exactly what was sampled, the end token included.
+
+    `logps[t]` is log π(tokens[t] | prompt, tokens[<t]) in nats at the sampling temperature.
+    """
+
+    tokens: tuple[int, ...]
+    logps: tuple[float, ...]
+    text: str
+    stop: str  # "end": the end token was sampled | "length": the token limit was reached
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A completion to train on. Every array has one entry per completion token."""
+
+    tokens: tuple[int, ...]
+    weight: float = 1.0  # multiplies the loss of every token (IL: 1)
+    advantage: float = 0.0  # A_i of GRPO
+    old_logps: np.ndarray | None = None  # log π_old, nats, from the sampler
+    ref_logps: np.ndarray | None = None  # log π_ref, nats; only when β > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One prompt with n completions (n = 1 for IL, G for GRPO). A backend lays it out as it likes."""
+
+    prompt: tuple[int, ...]
+    completions: tuple[Completion, ...]
