@@ -10,7 +10,6 @@ All types are frozen: a stage never edits what another stage made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,13 +27,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """s_i: all that the agent knows when it decides. `history` is oldest first: (observation, action)."""
+    """s_i: all that the agent knows when it decides. `history` is oldest first: (observation, action).
+
+    `earlier` counts turns before `history` that are no longer stored with the state.
+    """
 
     id: str  # "<trajectory id>#<step index>", used in messages and to join results
     task: str
     history: tuple[tuple[str, str], ...]
     observation: str
     admissible: tuple[str, ...] | None = None
+    earlier: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +51,11 @@ class Trajectory:
     split: str = "train"
     source: str = ""
 
-    def states(self) -> Iterator[tuple[State, str]]:
-        """Every (s_i, a_i⁺): the state before step i and the expert's action in it."""
-        history: tuple[tuple[str, str], ...] = ()
-        for i, step in enumerate(self.steps):
-            yield (
-                State(f"{self.id}#{i}", self.task, history, step.observation, step.admissible),
-                step.action,
-            )
-            history = (*history, (step.observation, step.action))
+    def state(self, i: int) -> State:
+        """s_i: the state before step i, in which the expert chose `steps[i].action`."""
+        past = tuple((step.observation, step.action) for step in self.steps[:i])
+        now = self.steps[i]
+        return State(f"{self.id}#{i}", self.task, past, now.observation, now.admissible)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,385 @@
+"""The policy on PyTorch: sampling, log-probabilities, gradients. (The loading is in torch_load.py.)
+
+Two ideas make it fit one consumer GPU. A prompt is computed once for all its answers, when sampling
+(one prefill, then the cache is widened) and when training (`batching.py` lays a group in one row). And
+logits exist only at the positions that predict completion tokens, a chunk at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from miniact.backends.torch_head import Head
+from miniact.backends.torch_load import attach, load_base, materialise, pick_device, pick_dtype
+from miniact.batching import Layout, layouts, loss_tokens, split_by_completion
+from miniact.config import ModelConfig
+from miniact.errors import UserError
+from miniact.losses import Tokens
+from miniact.models import end_tokens, find_model, load_tokenizer
+from miniact.policy import Loss
+from miniact.types import Group, Sample
+
+
+class TorchPolicy:
+    def __init__(self, config: ModelConfig, seed: int) -> None:
+        self.config, self.name = config, config.path
+        self.device = pick_device(config.device)
+        self.dtype = pick_dtype(config.dtype, self.device)
+        source = materialise(find_model(config.path))
+        self.tokenizer = load_tokenizer(source)
+        self.model = attach(load_base(config, self.device, self.dtype), config, seed)
+        self.causal_lm = self.model if config.adapter == "full" else self.model.get_base_model()
+        self.ends = end_tokens(self.tokenizer, source.path)
+        self.head = Head(self.causal_lm, frozen=config.adapter != "full")
+        self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.reference: dict[str, torch.Tensor] = {}
+        self.budget = config.max_tokens_per_batch
+        self.shares_prompts = _can_share_prompts(self.causal_lm.config)
+        self._checked = False
+        self.reset_optimizer()
+        if config.gradient_checkpointing:
+            self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        self._mode(training=False)
+
+    # ---- modes -----------------------------------------------------------------------------------
+
+    def _mode(self, training: bool) -> None:
+        """Switch checkpointing on for training; off for sampling, where it would drop the cache.
+
+        bitsandbytes' 4-bit layers stay in training mode always: on some CPUs one forward in eval mode
+        repacks their weights for good, and later gradients come out wrong.
+        """
+        self.model.train(training)
+        for module in self.model.modules():
+            if type(module).__name__ == "Linear4bit":
+                module.train(True)
+
+    # ---- sampling --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        n: int,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> list[list[Sample]]:
+        self._mode(training=False)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together
+        out: list[list[Sample]] = [[] for _ in prompts]
+        for chunk in _chunks(order, prompts, n, max_tokens, self.budget):
+            part = self._sample_chunk(
+                [prompts[i] for i in chunk], n, max_tokens, temperature, generator
+            )
+            for i, samples in zip(chunk, part):
+                out[i] = samples
+        return out
+
+    def _sample_chunk(
+        self,
+        prompts: list[Sequence[int]],
+        n: int,
+        max_tokens: int,
+        temperature: float,
+        generator: torch.Generator,
+    ) -> list[list[Sample]]:
+        """Prefill each prompt once, widen its cache to n rows, decode, drop rows as they finish."""
+        B, P = len(prompts), max(map(len, prompts))
+        token_BP = torch.zeros(B, P, dtype=torch.long)
+        mask_BP = torch.zeros(B, P, dtype=torch.long)
+        for b, prompt in enumerate(prompts):  # left padding: all answers start in one column
+            token_BP[b, P - len(prompt) :] = torch.tensor(prompt)
+            mask_BP[b, P - len(prompt) :] = 1
+        padded = bool((mask_BP == 0).any())
+        token_BP, mask_BP = token_BP.to(self.device), mask_BP.to(self.device)
+        body = self.causal_lm.get_decoder()
+        result = body(
+            input_ids=token_BP,
+            attention_mask=mask_BP if padded else None,
+            position_ids=(mask_BP.cumsum(1) - 1).clamp(min=0),
+            use_cache=True,
+        )
+        cache = result.past_key_values
+        hidden_RD = result.last_hidden_state[:, -1].repeat_interleave(n, 0)
+        if n > 1:
+            cache.batch_repeat_interleave(n)
+        mask_RL = mask_BP.repeat_interleave(n, 0)
+        position_R = mask_RL.sum(1)
+        row_R = list(range(B * n))  # which answer each live row is
+        tokens: list[list[int]] = [[] for _ in row_R]
+        logps: list[list[float]] = [[] for _ in row_R]
+        for step in range(max_tokens):
+            token_R, logp_R = self._draw(hidden_RD, temperature, generator)
+            for row, token, logp in zip(row_R, token_R.tolist(), logp_R.tolist()):
+                tokens[row].append(token)
+                logps[row].append(logp)
+            live = [i for i, row in enumerate(row_R) if tokens[row][-1] not in self.ends]
+            if not live or step == max_tokens - 1:
+                break
+            if len(live) < len(row_R):
+                keep = torch.tensor(live, device=self.device)
+                cache.reorder_cache(keep)
+                mask_RL, position_R, token_R = mask_RL[keep], position_R[keep], token_R[keep]
+                row_R = [row_R[i] for i in live]
+            mask_RL = torch.cat([mask_RL, mask_RL.new_ones(len(row_R), 1)], 1)
+            result = body(
+                input_ids=token_R[:, None],
+                attention_mask=mask_RL if padded else None,
+                position_ids=position_R[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            hidden_RD = result.last_hidden_state[:, -1]
+            position_R = position_R + 1
+        samples = [self._finish(t, p) for t, p in zip(tokens, logps)]
+        return [samples[b * n : (b + 1) * n] for b in range(B)]
+
+    def _draw(
+        self, hidden_RD: torch.Tensor, temperature: float, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Next token of every row, and its log-probability at this temperature (greedy: at 1)."""
+        logp_RV = torch.log_softmax(self.head.logits(hidden_RD, temperature or 1.0), -1)
+        if temperature == 0:
+            token_R1 = logp_RV.argmax(-1, keepdim=True)
+        else:
+            token_R1 = torch.multinomial(logp_RV.exp(), 1, generator=generator)
+        return token_R1[:, 0], logp_RV.gather(1, token_R1)[:, 0]
+
+    def _finish(self, tokens: list[int], logps: list[float]) -> Sample:
+        stop = "end" if tokens[-1] in self.ends else "length"
+        shown = tokens[:-1] if stop == "end" else tokens
+        text = self.tokenizer.decode(shown, skip_special_tokens=False)
+        return Sample(tuple(tokens), tuple(logps), text, stop)
+
+    # ---- scoring and training ----------------------------------------------------------------------
+
+    def _logp_N(self, layout: Layout, temperature: float) -> torch.Tensor:
+        """log π of every completion token of one micro-batch, shape [N], float32."""
+        mask = None
+        if not layout.is_causal:
+            visible = torch.from_numpy(layout.visible_BLL()).to(self.device)[:, None]
+            mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
+            mask.masked_fill_(
+                ~visible, torch.finfo(self.dtype).min
+            )  # eager attention adds the mask
+
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(self.device)
+
+        hidden_BLD = self.causal_lm.get_decoder()(
+            input_ids=tensor(layout.token_BL),
+            attention_mask=mask,
+            position_ids=tensor(layout.position_BL),
+            use_cache=False,
+        ).last_hidden_state
+        hidden_ND = hidden_BLD[tensor(layout.row_N), tensor(layout.col_N)]
+        return self.head.logp(hidden_ND, tensor(layout.target_N), temperature)
+
+    def _sharing(self, groups: Sequence[Group]) -> bool:
+        """Whether to lay groups out with shared prompts; checked against the plain layout once."""
+        several = [g for g in groups if len(g.completions) > 1]
+        if several and self.shares_prompts and not self._checked:
+            self._check_sharing(several[0])
+        return self.shares_prompts
+
+    def _check_sharing(self, group: Group) -> None:
+        """Once, on the first real group: is the shared layout exact for this architecture?"""
+        self._checked = True
+        pair = Group(group.prompt, group.completions[:2])
+        shared, plain = (np.concatenate(self._score([pair], 1.0, way)[0]) for way in (True, False))
+        error = float(np.abs(shared - plain).max())
+        if error > (1e-3 if self.dtype == torch.float32 else 0.5):
+            self.shares_prompts = False
+            print(
+                f"note: {self.causal_lm.config.model_type} cannot share a prompt between answers "
+                f"(log-probs differ by {error:.2g}); training it the plain way, more slowly",
+                file=sys.stderr,
+            )
+
+    @torch.no_grad()
+    def _score(self, groups: Sequence[Group], temperature: float, shared: bool) -> list[list]:
+        out: list[list] = [[None] * len(g.completions) for g in groups]
+        for layout in layouts(groups, self.budget, shared):
+            logp_N = self._logp_N(layout, temperature).cpu().numpy()
+            split_by_completion(logp_N, layout, out)
+        return out
+
+    def logprobs(
+        self, groups: Sequence[Group], temperature: float = 1.0, reference: bool = False
+    ) -> list[list[np.ndarray]]:
+        self._mode(training=False)
+        with self._reference_weights() if reference else contextlib.nullcontext():
+            return self._score(groups, temperature, self._sharing(groups))
+
+    def forward_backward(
+        self, groups: Sequence[Group], loss: Loss, temperature: float = 1.0
+    ) -> dict[str, float]:
+        try:
+            return self._forward_backward(groups, loss, temperature)
+        except torch.OutOfMemoryError:
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            self.budget //= 2
+            print(
+                f"note: out of GPU memory; model.max_tokens_per_batch → {self.budget}",
+                file=sys.stderr,
+            )
+        try:
+            return self._forward_backward(groups, loss, temperature)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"out of GPU memory at {self.budget} tokens per batch; lower prompt.max_tokens or "
+                "model.max_tokens_per_batch, or set model.gradient_checkpointing: true"
+            ) from None
+
+    def _forward_backward(
+        self, groups: Sequence[Group], loss: Loss, temperature: float
+    ) -> dict[str, float]:
+        self._mode(training=True)
+        sums: dict[str, torch.Tensor] = {}
+        for layout in layouts(groups, self.budget, self._sharing(groups)):
+            given = loss_tokens(groups, layout)
+            tokens = Tokens(*(torch.from_numpy(x).to(self.device) for x in vars(given).values()))
+            value, metrics = loss(torch, self._logp_N(layout, temperature), tokens)
+            value.backward()
+            for name, metric in metrics.items():
+                sums[name] = sums.get(name, 0.0) + metric.detach()
+        return {name: float(value) for name, value in sums.items()}
+
+    def optim_step(self, lr: float, max_grad_norm: float) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.trainable.values(), max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    # ---- state -------------------------------------------------------------------------------------
+
+    def reset_optimizer(self) -> None:
+        options = {"lr": 0.0, "betas": (0.9, 0.999), "eps": 1e-8}
+        options["weight_decay"] = self.config.weight_decay
+        if self.device.type == "cuda" and self.config.adapter == "qlora":
+            from bitsandbytes.optim import PagedAdamW8bit
+
+            self.optimizer: Any = PagedAdamW8bit(self.trainable.values(), **options)
+        else:
+            self.optimizer = torch.optim.AdamW(self.trainable.values(), **options)
+
+    def freeze_reference(self) -> None:
+        self.reference = {n: p.detach().clone() for n, p in self.trainable.items()}
+
+    @contextlib.contextmanager
+    def _reference_weights(self) -> Iterator[None]:
+        """Put π_ref's weights in place for a while. They are small: an adapter's."""
+        current = {n: p.detach().clone() for n, p in self.trainable.items()}
+        self._assign(self.reference)
+        try:
+            yield
+        finally:
+            self._assign(current)
+
+    @torch.no_grad()
+    def _assign(self, weights: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self.trainable.items():
+            parameter.copy_(weights[name])
+
+    def save_adapter(self, folder: Path) -> None:
+        self.model.save_pretrained(folder, safe_serialization=True)
+        if self.config.adapter == "full":
+            self.tokenizer.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+
+    def load_adapter(self, folder: Path) -> None:
+        full = self.config.adapter == "full"
+        file = folder / ("model.safetensors" if full else "adapter_model.safetensors")
+        if not file.is_file():
+            raise UserError(
+                f"{folder}: no {file.name}; expected a folder that miniact or PEFT saved"
+            )
+        weights = load_file(file, device=str(self.device))
+        mine = self.model.state_dict() if full else get_peft_model_state_dict(self.model)
+        _check_same_shape(folder, weights, mine)
+        if full:
+            self.model.load_state_dict(weights, strict=False)  # tied weights are stored once
+        else:
+            _check_scale(folder, self.config)
+            set_peft_model_state_dict(self.model, weights)
+
+    def save_optimizer(self, file: Path) -> None:
+        flat = {}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                flat[f"{i}.{name}"] = torch.as_tensor(value).contiguous()
+        save_file(flat, file)
+
+    def load_optimizer(self, file: Path) -> None:
+        self.reset_optimizer()
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in load_file(file).items():
+            i, _, field = name.partition(".")
+            is_count = field == "step" and not isinstance(self.optimizer, torch.optim.AdamW)
+            state.setdefault(int(i), {})[field] = int(value) if is_count else value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _chunks(
+    order: list[int], prompts: Sequence[Sequence[int]], n: int, max_tokens: int, budget: int
+) -> Iterator[list[int]]:
+    """Cut `order` (shortest first) so that rows × (prompt + answer) stays within the token budget."""
+    chunk: list[int] = []
+    for i in order:
+        if chunk and (len(chunk) + 1) * n * (len(prompts[i]) + max_tokens) > budget:
+            yield chunk
+            chunk = []
+        chunk.append(i)
+    if chunk:
+        yield chunk
+
+
+def _can_share_prompts(config: Any) -> bool:
+    """Sliding windows and linear attention ignore a custom mask: such models train the plain way."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    return kinds == {"full_attention"} and window is None
+
+
+def _check_same_shape(folder: Path, given: dict, mine: dict) -> None:
+    for name, tensor in given.items():
+        if name not in mine:
+            raise UserError(
+                f"{folder}: has {name}, which this model lacks; adapter of another model?"
+            )
+        if tensor.shape != mine[name].shape:
+            raise UserError(
+                f"{folder}: {name} has shape {tuple(tensor.shape)}, expected "
+                f"{tuple(mine[name].shape)}; adapter of another model, or another model.rank"
+            )
+    missing = [n for n in mine if n not in given and "lora" in n]
+    if missing:
+        raise UserError(f"{folder}: lacks {missing[0]}; adapter of another model?")
+
+
+def _check_scale(folder: Path, config: ModelConfig) -> None:
+    import json
+
+    saved = json.loads((folder / "adapter_config.json").read_text())
+    if saved["lora_alpha"] / saved["r"] != config.alpha / config.rank:
+        raise UserError(
+            f"{folder}: was trained with alpha/rank {saved['lora_alpha']}/{saved['r']}; "
+            f"set model.alpha and model.rank to these (they are {config.alpha}/{config.rank})"
+        )

@@ -1,0 +1,283 @@
+"""The configuration: one frozen dataclass per section of the YAML file, strict and typed.
+
+A key is declared once, by `key(default, "meaning", ...)`; from that come its type check, its range
+check, the `key=value` overrides of the command line and the reference page. Defaults are miniact's
+own choices: the paper's public material does not give them (see the README).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from miniact.errors import UserError
+
+STAGES = ("il", "act", "rl")
+
+
+def key(default: Any, doc: str, *, low: float | None = None, choices: tuple = ()) -> Any:
+    """A dataclass field that knows its meaning, its smallest value and its choices."""
+    metadata = {"doc": doc, "low": low, "choices": choices}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    path: str = key(
+        "builtin:tiny", "model folder, .gguf file, pypi:PACKAGE, builtin:tiny or hub name"
+    )
+    backend: str = key("auto", "who computes", choices=("auto", "torch", "mlx"))
+    adapter: str = key("lora", "what is trained", choices=("qlora", "lora", "full"))
+    rank: int = key(16, "rank r of LoRA", low=1)
+    alpha: float = key(32.0, "α of LoRA; the update is scaled by α / r", low=0)
+    start: str = key("", "folder of a PEFT adapter to start from; empty: a fresh one")
+    dtype: str = key(
+        "auto",
+        "precision of the base; auto: bfloat16 on a GPU that has it, else float32",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    device: str = key("auto", "auto, cpu, cuda, cuda:1, mps")
+    gradient_checkpointing: bool = key(False, "recompute activations in the backward pass")
+    max_tokens_per_batch: int = key(8192, "tokens in one forward pass; bounds the memory", low=16)
+    weight_decay: float = key(0.0, "AdamW's decoupled weight decay", low=0)
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    form: str = key(
+        "tags",
+        "tags: <action>…</action> and <choice>…</choice>; plain: the bare answer, for tiny models",
+        choices=("tags", "plain"),
+    )
+    max_tokens: int = key(2048, "longest prompt, in tokens; older history is dropped first", low=16)
+    history: int = key(50, "most recent (observation, action) turns shown", low=0)
+    show_admissible: bool = key(True, "list the admissible actions in the prompt, where known")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    name: str = key("household", "environment; none: work from a trajectory file alone")
+    options: dict = key({}, "keyword options of the environment")
+    train_tasks: int = key(200, "expert trajectories to collect from the train split", low=1)
+    heldout_tasks: int = key(
+        40, "expert trajectories per evaluation split, never trained on", low=0
+    )
+    parallel: int = key(128, "episodes played at once", low=1)
+    trajectories: str = key("", "trajectory file (.jsonl, .parquet) or HF dataset to use instead")
+    columns: dict = key({}, "our column name → the file's, where they differ")
+    heldout_share: float = key(
+        0.2, "share of trajectories held out when the file has one split only", low=0
+    )
+    skip_bad_rows: bool = key(False, "count malformed rows and go on, instead of stopping")
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    file: str = key("", "existing pairs.jsonl to use instead of making pairs")
+    k: int = key(2, "alternatives sampled per state (K)", low=1)
+    temperature: float = key(1.0, "sampling temperature of the initial policy", low=0)
+    max_tokens: int = key(24, "longest alternative, in tokens", low=1)
+    states_per_trajectory: int = key(0, "states used per trajectory; 0: all", low=0)
+    thinking: bool = key(False, "let the initial policy think before it acts")
+    drop_inadmissible: bool = key(False, "drop alternatives that the environment does not list")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Keys that every stage has."""
+
+    steps: int = key(100, "optimizer steps", low=0)
+    batch: int = key(16, "prompts per step", low=1)
+    lr: float = key(1e-4, "learning rate", low=0)
+    warmup: int = key(5, "steps over which the learning rate rises from 0", low=0)
+    max_grad_norm: float = key(1.0, "gradients are scaled down to this L2 norm", low=0)
+    thinking: bool = key(False, "let the model think before it answers")
+    checkpoint_every: int = key(25, "steps between checkpoints", low=1)
+
+
+@dataclass(frozen=True)
+class ILConfig(StageConfig):
+    """Imitation learning: cross-entropy on the expert's actions."""
+
+
+@dataclass(frozen=True)
+class GRPOConfig(StageConfig):
+    """Keys of both RL stages: `act` (rewards the choice) and `rl` (rewards the action)."""
+
+    group_size: int = key(8, "answers per prompt (G); an advantage needs at least 2", low=2)
+    temperature: float = key(
+        1.0, "sampling temperature; no top-p, so that sampled = scored", low=1e-3
+    )
+    max_tokens: int = key(24, "longest answer, in tokens", low=1)
+    variant: str = key("grpo", "normaliser of the loss", choices=("grpo", "dr_grpo", "dapo"))
+    scale_rewards: bool = key(True, "divide advantages by the group's standard deviation")
+    clip_low: float = key(0.2, "ε_low: ratios under 1 − ε_low are clipped", low=0)
+    clip_high: float = key(0.2, "ε_high: ratios over 1 + ε_high are clipped", low=0)
+    beta: float = key(0.0, "β: weight of the KL term to the stage's starting adapter", low=0)
+    updates: int = key(1, "optimizer steps per sampled batch", low=1)
+    format_weight: float = key(
+        0.0, "w in reward = (1 − w)·correct + w·well formed; under 0.5", low=0
+    )
+    admissible_credit: float = key(0.0, "reward of a wrong but admissible action (rl only)", low=0)
+
+
+@dataclass(frozen=True)
+class StagesConfig:
+    il: ILConfig = field(default_factory=ILConfig)
+    act: GRPOConfig = field(default_factory=GRPOConfig)
+    rl: GRPOConfig = field(default_factory=GRPOConfig)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    episodes: int = key(100, "episodes per split; 0: none", low=0)
+    splits: list = key(["id", "ood"], "splits of the environment to evaluate on")
+    states: int = key(200, "held-out expert states for next-action accuracy", low=0)
+    pairs: int = key(200, "held-out pairs for judgement accuracy, each asked in both orders", low=0)
+    temperature: float = key(0.0, "sampling temperature; 0: greedy", low=0)
+    max_tokens: int = key(24, "longest action reply, in tokens", low=1)
+    judge_max_tokens: int = key(24, "longest judgement reply, in tokens", low=1)
+    thinking: bool = key(False, "let the model think before it acts")
+    judge_thinking: bool = key(False, "let the model think before it judges")
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = key(0, "every random choice follows from it", low=0)
+    recipe: list = key(["il", "act", "rl"], "stages in order; each continues from the one before")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    stage: StagesConfig = field(default_factory=StagesConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def _coerce(value: Any, declared: Any, where: str) -> Any:
+    """Bring a YAML or command-line value to its declared type, or say what was expected."""
+    if isinstance(declared, types.UnionType):
+        declared = typing.get_args(declared)[0]
+    try:
+        if declared is bool:
+            if isinstance(value, bool):
+                return value
+            return {"true": True, "false": False}[str(value).lower()]
+        if declared is int and not isinstance(value, bool):
+            if float(value) != int(float(value)):
+                raise ValueError
+            return int(float(value))
+        if declared is float and not isinstance(value, bool):
+            return float(value)  # PyYAML reads 1e-5 as a string
+        if declared is str and isinstance(value, (str, int, float)):
+            return str(value)
+        if declared is list:
+            items = value.split(",") if isinstance(value, str) else list(value)
+            return [str(item).strip() for item in items]
+        if declared is dict and isinstance(value, dict):
+            return dict(value)
+    except (KeyError, ValueError, TypeError, OverflowError):
+        pass
+    raise UserError(f"{where}: expected {declared.__name__}, got {value!r}")
+
+
+def _check(value: Any, meta: typing.Mapping, where: str) -> None:
+    if meta.get("choices") and value not in meta["choices"]:
+        raise UserError(f"{where}: {value!r} is not one of {', '.join(meta['choices'])}")
+    if meta.get("low") is not None and not value >= meta["low"]:
+        raise UserError(f"{where}: {value} is too small, expected at least {meta['low']}")
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        raise UserError(f"{where}: {value} is not a finite number")
+
+
+def _build(cls: type, data: Any, where: str) -> Any:
+    """Build dataclass `cls` from nested mappings; refuse unknown keys with a suggestion."""
+    if not isinstance(data, dict):
+        raise UserError(f"{where or 'config'}: expected a section of keys, got {data!r}")
+    declared = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
+    for name, value in data.items():
+        path = f"{where}.{name}" if where else str(name)
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
+            raise UserError(f"{path}: unknown key; {hint}")
+        if dataclasses.is_dataclass(declared[name]):
+            values[name] = _build(declared[name], value, path)  # type: ignore[arg-type]
+        else:
+            values[name] = _coerce(value, declared[name], path)
+            _check(values[name], fields[name].metadata, path)
+    return cls(**values)
+
+
+def _validate(config: Config) -> Config:
+    for i, name in enumerate(config.recipe):
+        if name not in STAGES:
+            near = difflib.get_close_matches(name, STAGES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(
+                f"recipe[{i}]: unknown stage {name!r}, one of {', '.join(STAGES)}{hint}"
+            )
+    for name in ("act", "rl"):
+        weight = getattr(config.stage, name).format_weight
+        if weight >= 0.5:
+            raise UserError(
+                f"stage.{name}.format_weight: {weight} would outrank correctness, expected under 0.5"
+            )
+    if config.stage.rl.admissible_credit >= 1 - config.stage.rl.format_weight:
+        raise UserError(
+            "stage.rl.admissible_credit: would outrank correctness, use a smaller value"
+        )
+    if config.env.name == "none" and not config.env.trajectories:
+        raise UserError("env.trajectories: expected a file of expert steps, since env.name is none")
+    return config
+
+
+def to_dict(config: Any) -> dict:
+    return dataclasses.asdict(config)
+
+
+def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read a YAML file (None: all defaults), apply `section.key=value` overrides, check everything.
+
+    Raises UserError, naming file or key, on anything unknown or of the wrong type or range.
+    """
+    data: Any = {}
+    if path is not None:
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be read ({error.strerror}); expected a YAML file"
+            ) from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(data, dict):
+            raise UserError(f"{path}: expected sections such as model: and env:, got {data!r:.60}")
+    for override in overrides:
+        name, sep, text = override.partition("=")
+        if not sep:
+            raise UserError(f"{override!r}: expected key=value, for example stage.act.steps=50")
+        *sections, last = name.split(".")
+        node = data
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{name}: {section} is no section")
+        try:
+            node[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            node[last] = text
+    try:
+        return _validate(_build(Config, data, ""))
+    except UserError as error:
+        raise UserError(f"{path}: {error}" if path else str(error)) from None

@@ -1,0 +1,441 @@
+"""The built-in household world: ALFWorld's six task types and its command language, at toy size.
+
+A room holds 6-8 numbered receptacles ("places" below) and 6-9 numbered objects. The agent sees
+what a place holds only while it stands there and the place is open, and carries one object at most.
+Everything follows from the task id, which seeds a generator: no files, nothing to download. Texts
+and rules are those of ALFWorld 0.4.2, except that here
+- each type of task has one sentence; there is no slicing, no `help`, and one kind of lamp, which
+  is a true switch: used twice it is off again;
+- no object starts clean, hot or cool, or in the kind of place that the task wants it in;
+- one table of commonsense, `_FITS`, places the objects and orders the expert's search.
+
+Splits: "train"; "id" has the rooms and goals of train, but other placements; "ood" has other
+rooms, and goals (object, target) that train never has, but no word that train does not use.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import NamedTuple
+
+from miniact.envs import Turn
+from miniact.errors import UserError
+
+NOTHING = "Nothing happens."
+LAMP = "desklamp"  # the one object that cannot be taken
+COPIES = 2  # of a type of object in a room, at most: "apple 1" and "apple 2"
+NUMBERS = 1_000_000  # of tasks of one type in one split
+OPENABLE = frozenset({"cabinet", "drawer", "fridge", "microwave"})
+
+# Where an object fits, likeliest place first; "desklamp" if a task may ask to look at it in light.
+# A star marks a goal (object, target) that is kept for the ood split.
+_STARRED_FITS = {
+    "apple": "fridge countertop diningtable* sinkbasin garbagecan microwave",
+    "egg": "fridge countertop* sinkbasin diningtable garbagecan microwave",
+    "potato": "countertop sinkbasin* fridge diningtable garbagecan microwave",
+    "mug": "countertop desk cabinet diningtable shelf* sinkbasin sidetable microwave desklamp",
+    "cup": "cabinet countertop* shelf coffeetable sinkbasin sidetable diningtable fridge microwave",
+    "plate": "cabinet diningtable countertop* sinkbasin shelf fridge microwave*",
+    "spoon": "drawer diningtable* countertop sinkbasin",
+    "cloth": "cabinet toilet* countertop drawer shelf sinkbasin garbagecan",
+    "soapbar": "sinkbasin countertop* toilet cabinet drawer garbagecan shelf*",
+    "spraybottle": "cabinet shelf toilet* countertop garbagecan drawer",
+    "toiletpaper": "toilet cabinet drawer* shelf countertop garbagecan",
+    "handtowel": "shelf countertop cabinet* toilet drawer sinkbasin",
+    "book": "shelf desk coffeetable bed* sidetable sofa drawer armchair* dresser desklamp",
+    "pen": "desk drawer sidetable* shelf dresser desklamp",
+    "cellphone": "desk coffeetable sidetable bed sofa* drawer dresser* armchair desklamp*",
+    "keychain": "sidetable drawer dresser coffeetable* desk* sofa shelf armchair desklamp*",
+    "newspaper": "coffeetable sofa armchair* sidetable drawer desklamp",
+    "laptop": "desk sofa bed coffeetable dresser* sidetable* armchair desklamp",
+    LAMP: "desk sidetable dresser",
+}
+_FITS = {name: tuple(text.replace("*", "").split()) for name, text in _STARRED_FITS.items()}
+_HELD_OUT = frozenset(
+    (name, word[:-1])
+    for name, text in _STARRED_FITS.items()
+    for word in text.split()
+    if word.endswith("*")
+)
+_OBJECTS = {  # kind of room → types of objects
+    "kitchen": ["apple", "egg", "potato", "mug", "cup", "plate", "spoon"],
+    "bathroom": ["cloth", "soapbar", "spraybottle", "toiletpaper", "handtowel"],
+    "bedroom": ["book", "pen", "cellphone", "keychain", "laptop", "mug", LAMP],
+    "livingroom": ["book", "newspaper", "cellphone", "keychain", "laptop", "cup", LAMP],
+}
+_TRAIN_ROOMS = """
+kitchen: countertop countertop cabinet cabinet drawer fridge microwave sinkbasin
+kitchen: diningtable cabinet cabinet cabinet countertop sinkbasin fridge microwave
+kitchen: sinkbasin shelf shelf drawer drawer microwave countertop fridge
+kitchen: fridge microwave diningtable cabinet drawer garbagecan sinkbasin
+bathroom: sinkbasin toilet cabinet cabinet shelf garbagecan
+bathroom: countertop drawer drawer sinkbasin toilet garbagecan cabinet
+bathroom: toilet shelf shelf sinkbasin cabinet cabinet cabinet
+bedroom: bed desk drawer drawer shelf shelf sidetable
+bedroom: desk bed sidetable sidetable dresser drawer
+bedroom: dresser drawer drawer drawer bed shelf sidetable
+livingroom: sofa armchair coffeetable sidetable drawer drawer
+livingroom: coffeetable sidetable sidetable shelf shelf sofa armchair armchair"""
+_OOD_ROOMS = """
+kitchen: cabinet cabinet shelf diningtable sinkbasin countertop microwave fridge
+bathroom: cabinet drawer toilet countertop countertop shelf sinkbasin
+bedroom: shelf dresser desk bed drawer drawer sidetable
+livingroom: armchair armchair drawer sofa shelf coffeetable sidetable"""
+
+
+class Treatment(NamedTuple):
+    tool: str  # the kind of place where it is done
+    mark: str  # what the object is afterwards
+    undoes: str  # what it is no longer
+    objects: frozenset[str]  # the types of objects that take it
+
+
+_DINNER = frozenset({"apple", "egg", "potato", "mug", "cup", "plate"})
+_TREATMENTS = {
+    "clean": Treatment("sinkbasin", "clean", "", _DINNER | {"spoon", "cloth", "soapbar"}),
+    "heat": Treatment("microwave", "hot", "cool", _DINNER),
+    "cool": Treatment("fridge", "cool", "hot", _DINNER),
+}
+_SENTENCES = {
+    "pick_and_place": "put a {0} in {1}.",
+    "look_at_light": "look at {0} under the {1}.",
+    "clean": "put a clean {0} in {1}.",
+    "heat": "put a hot {0} in {1}.",
+    "cool": "put a cool {0} in {1}.",
+    "pick_two": "put two {0} in {1}.",  # both in the same one
+}
+TASK_TYPES = tuple(_SENTENCES)
+
+
+class Goal(NamedTuple):
+    object: str  # a type: "apple"
+    target: str  # a kind of place, any of which will do: "cabinet"; or LAMP
+
+
+class Room(NamedTuple):
+    kind: str
+    places: tuple[str, ...]  # "cabinet 1", "cabinet 2", "fridge 1", in the order of the first look
+
+
+def _kind(name: str) -> str:
+    """'cabinet 2' → 'cabinet'."""
+    return name[: name.index(" ")]
+
+
+def _fits(name: str, place: str) -> bool:
+    return _kind(place) in _FITS[_kind(name)]
+
+
+def _numbered(kinds: list[str]) -> tuple[str, ...]:
+    """['shelf', 'bed', 'shelf'] → ('shelf 1', 'bed 1', 'shelf 2')."""
+    return tuple(f"{kind} {kinds[: i + 1].count(kind)}" for i, kind in enumerate(kinds))
+
+
+def _listing(names: Sequence[str]) -> str:
+    """'nothing', 'a apple 1', 'a apple 1, and a mug 1': ALFWorld's English."""
+    *head, last = [f"a {name}" for name in names] or ["nothing"]
+    return f"{', '.join(head)}, and {last}" if head else last
+
+
+# ---------------------------------------------------------------------- from a task id to a world
+
+
+@cache
+def _rooms(split: str) -> tuple[Room, ...]:
+    lines = (_OOD_ROOMS if split == "ood" else _TRAIN_ROOMS).strip().splitlines()
+    split_lines = [line.split(": ") for line in lines]
+    return tuple(Room(kind, _numbered(places.split())) for kind, places in split_lines)
+
+
+def _goals(task: str, room: Room) -> list[Goal]:
+    """Every goal that a task of this type could have in this room."""
+    objects, targets = _OBJECTS[room.kind], list(dict.fromkeys(map(_kind, room.places)))
+    homes = {o: [kind for kind in targets if kind in _FITS[o]] for o in objects}
+    if task == "look_at_light":
+        targets = [LAMP] if LAMP in objects else []
+    elif task in _TREATMENTS:
+        treatment = _TREATMENTS[task]
+        objects = [o for o in objects if o in treatment.objects and treatment.tool in targets]
+        targets = [kind for kind in targets if kind != treatment.tool]
+    pairs = [Goal(o, t) for o in objects if o != LAMP for t in targets if t in _FITS[o]]
+    return [goal for goal in pairs if homes[goal.object] != [goal.target]]
+
+
+@cache
+def _choices(split: str, task: str) -> tuple[tuple[Room, list[Goal]], ...]:
+    """The rooms of a split in which it has goals for this type of task, with these goals."""
+    ood = split == "ood"
+    rooms = _rooms(split)
+    choices = [(r, [g for g in _goals(task, r) if (g in _HELD_OUT) == ood]) for r in rooms]
+    return tuple((room, goals) for room, goals in choices if goals)
+
+
+def _furnish(rng: random.Random, room: Room, kinds: list[str], goal: Goal) -> dict[str, list[str]]:
+    """What each place holds: `kinds` and others, each put where it fits with weight 0.8^rank."""
+    others = [kind for kind in _OBJECTS[room.kind] if kind != LAMP] * COPIES
+    for kind in kinds:
+        others.remove(kind)
+    kinds = kinds + rng.sample(others, rng.randint(6, 9) - len(kinds))
+    if LAMP in _OBJECTS[room.kind]:
+        kinds.append(LAMP)
+    holds: dict[str, list[str]] = {place: [] for place in room.places}
+    for name in _numbered(kinds):
+        banned = goal.target if _kind(name) == goal.object else None
+        places = [p for p in room.places if _fits(name, p) and _kind(p) != banned]
+        weights = [0.8 ** _FITS[_kind(name)].index(_kind(place)) for place in places]
+        holds[rng.choices(places, weights)[0]].append(name)
+    return holds
+
+
+# ------------------------------------------------------------------------------- the environment
+
+
+class Household:
+    """The household world as an `Env`. An episode ends after `max_steps` actions at the latest."""
+
+    splits: tuple[str, ...] = ("train", "id", "ood")
+
+    def __init__(self, max_steps: int = 30) -> None:
+        if max_steps < 1:
+            raise UserError(f"env.options: max_steps is {max_steps}, expected 1 or more")
+        self.max_steps = max_steps
+        self._last = Turn(NOTHING, done=True)  # until the first reset
+
+    def tasks(self, split: str, n: int, seed: int) -> list[str]:
+        """n distinct task ids, the six types in turn."""
+        if split not in self.splits:
+            raise UserError(f"household: unknown split {split!r}, expected one of {self.splits}")
+        rng = random.Random(f"{split}/{seed}")
+        per_type = min(-(-max(n, 0) // len(TASK_TYPES)), NUMBERS)
+        rows = zip(*[rng.sample(range(NUMBERS), per_type) for _ in TASK_TYPES])
+        ids = [f"{split}/{task}/{i:06d}" for row in rows for task, i in zip(TASK_TYPES, row)]
+        return ids[: max(n, 0)]
+
+    def reset(self, task_id: str) -> tuple[str, Turn]:
+        pattern = rf"({'|'.join(self.splits)})/({'|'.join(TASK_TYPES)})/[0-9]{{6}}"
+        match = re.fullmatch(pattern, task_id)
+        if match is None:
+            raise UserError(
+                f"household: unknown task id {task_id[:60]!r}, expected one like "
+                f"'train/clean/000123'; tasks(split, n, seed) lists some"
+            )
+        split, self._task = match.groups()
+        rng = random.Random(task_id)  # seeded by a string: the same in every process
+        room, goals = rng.choice(_choices(split, self._task))
+        self._goal = rng.choice(goals)
+        self._needed = 2 if self._task == "pick_two" else 1
+        self._places = room.places
+        self._holds = _furnish(rng, room, [self._goal.object] * self._needed, self._goal)
+        self._marks: dict[str, set[str]] = {o: set() for held in self._holds.values() for o in held}
+        self._at: str | None = None  # None: in the middle of the room
+        self._hand: str | None = None
+        self._open: set[str] = set()
+        self._seen: set[str] = set()  # places whose content the agent has been shown
+        self._lit = False
+        self._steps = 0
+        self._moves: dict[str, Callable[[], str]] | None = None
+        self._last = Turn(self._look())
+        return _SENTENCES[self._task].format(*self._goal), self._last
+
+    def step(self, action: str) -> Turn:
+        if self._last.done:
+            return replace(self._last, observation=NOTHING, applied=False)
+        self._steps += 1
+        effect = self._effects().get(action)
+        observation, won = NOTHING, False
+        if effect is not None:
+            observation, won, self._moves = effect(), self._solved(), None
+        done = won or self._steps >= self.max_steps
+        self._last = Turn(observation, done, won, float(won), applied=effect is not None)
+        return self._last
+
+    def admissible(self) -> tuple[str, ...]:
+        return () if self._last.done else tuple(sorted(self._effects()))
+
+    def close(self) -> None:
+        self._last = Turn(NOTHING, done=True)
+
+    # ----------------------------------------------------------- the actions and what they do
+
+    def _effects(self) -> dict[str, Callable[[], str]]:
+        """Every action that applies now → its effect: the one truth of `step` and `admissible`."""
+        if self._moves is not None:
+            return self._moves
+        at, hand = self._at, self._hand
+        moves: dict[str, Callable[[], str]] = {"look": self._look, "inventory": self._inventory}
+        for place in self._places:
+            if place != at:
+                moves[f"go to {place}"] = partial(self._go, place)
+        if hand is not None:
+            moves[f"examine {hand}"] = partial(self._examine, hand)
+        if at is not None:
+            moves[f"examine {at}"] = partial(self._show, at)
+            if _kind(at) in OPENABLE:
+                verb = "close" if at in self._open else "open"
+                moves[f"{verb} {at}"] = partial(self._swing, verb, at)
+            for verb, treatment in _TREATMENTS.items():
+                if hand and _kind(at) == treatment.tool and _kind(hand) in treatment.objects:
+                    moves[f"{verb} {hand} with {at}"] = partial(self._treat, verb, hand, at)
+            if self._accessible(at):
+                moves |= self._handling(at, hand)
+        self._moves = moves
+        return moves
+
+    def _handling(self, at: str, hand: str | None) -> dict[str, Callable[[], str]]:
+        """The actions on what an accessible place holds, and on what it could hold."""
+        moves: dict[str, Callable[[], str]] = {}
+        for name in self._holds[at]:
+            moves[f"examine {name}"] = partial(self._examine, name)
+            if _kind(name) == LAMP:
+                moves[f"use {name}"] = partial(self._use, name)
+            elif hand is None:
+                moves[f"take {name} from {at}"] = partial(self._take, name, at)
+        if hand is not None and _fits(hand, at):
+            moves[f"move {hand} to {at}"] = partial(self._put, hand, at)
+        return moves
+
+    def _accessible(self, place: str) -> bool:
+        return place in self._open or _kind(place) not in OPENABLE
+
+    def _look(self) -> str:
+        if self._at is not None:
+            return f"You are facing the {self._at}. Next to it, you see nothing."
+        listing = _listing(self._places)
+        return f"You are in the middle of a room. Looking quickly around you, you see {listing}."
+
+    def _inventory(self) -> str:
+        return (
+            f"You are carrying: a {self._hand}." if self._hand else "You are not carrying anything."
+        )
+
+    def _go(self, place: str) -> str:
+        self._at = place
+        return f"You arrive at {place}. {self._show(place)}"
+
+    def _show(self, place: str) -> str:
+        """What a place holds, unless it is closed. From now on the agent knows it."""
+        if not self._accessible(place):
+            return f"The {place} is closed."
+        self._seen.add(place)
+        intro = f"The {place} is open. In it" if place in self._open else f"On the {place}"
+        return f"{intro}, you see {_listing(self._holds[place])}."
+
+    def _examine(self, name: str) -> str:
+        if _kind(name) == LAMP:
+            return f"This {name} is {'on' if self._lit else 'off'}."
+        marks = " and ".join(mark for mark in ("hot", "cool", "clean") if mark in self._marks[name])
+        adjective = "cold" if marks == "cool" else marks  # so says ALFWorld
+        return (
+            f"This is a {adjective} {name}." if marks else f"There's nothing special about {name}."
+        )
+
+    def _swing(self, verb: str, place: str) -> str:
+        if verb == "close":
+            self._open.remove(place)
+            return f"You close the {place}."
+        self._open.add(place)
+        return f"You open the {place}. {self._show(place)}"
+
+    def _take(self, name: str, place: str) -> str:
+        self._holds[place].remove(name)
+        self._hand = name
+        return f"You pick up the {name} from the {place}."
+
+    def _put(self, name: str, place: str) -> str:
+        self._holds[place].append(name)
+        self._hand = None
+        return f"You move the {name} to the {place}."
+
+    def _treat(self, verb: str, name: str, tool: str) -> str:
+        self._marks[name].discard(_TREATMENTS[verb].undoes)
+        self._marks[name].add(_TREATMENTS[verb].mark)
+        return f"You {verb} the {name} using the {tool}."
+
+    def _use(self, name: str) -> str:
+        self._lit = not self._lit
+        return f"You turn {'on' if self._lit else 'off'} the {name}."
+
+    # ------------------------------------------------------------------- the goal and the expert
+
+    def _ready(self, name: str) -> bool:
+        """Is it of the right type, and clean, hot or cool if the task wants that?"""
+        if _kind(name) != self._goal.object:
+            return False
+        return self._task not in _TREATMENTS or _TREATMENTS[self._task].mark in self._marks[name]
+
+    def _solved(self) -> bool:
+        if self._task == "look_at_light":
+            in_light = self._lit and self._at and f"{LAMP} 1" in self._holds[self._at]
+            return bool(in_light and self._hand and self._ready(self._hand))
+        targets = [place for place in self._places if _kind(place) == self._goal.target]
+        return any(sum(map(self._ready, self._holds[p])) >= self._needed for p in targets)
+
+    def expert_action(self) -> str | None:
+        """The next action of a searching expert, which knows only what the agent has been shown.
+
+        Fetch an object of the right type, treat it, bring it where it belongs; first put down
+        whatever else is in hand. It follows from the state alone, so it also recovers from the
+        deviations of others.
+        """
+        if self._last.done:
+            return None
+        hand = self._hand
+        if hand is None:
+            return self._fetch()
+        if _kind(hand) != self._goal.object:
+            return self._bring(hand, [place for place in self._places if _fits(hand, place)])
+        if self._task == "look_at_light":
+            lit = [place for place in self._places if f"{LAMP} 1" in self._known(place)]
+            return self._reach(lit[0]) or f"use {LAMP} 1" if lit else self._search(LAMP)
+        if not self._ready(hand):
+            tool = f"{_TREATMENTS[self._task].tool} 1"
+            return f"{self._task} {hand} with {tool}" if self._at == tool else f"go to {tool}"
+        return self._bring(hand, self._targets())
+
+    def _known(self, place: str) -> Sequence[str]:
+        """What the agent knows the place to hold. The expert reads nothing else of the world."""
+        return self._holds[place] if place in self._seen else ()
+
+    def _targets(self) -> list[str]:
+        """Where the object may go. Of two objects, the second has to follow the first."""
+        targets = [place for place in self._places if _kind(place) == self._goal.target]
+        started = [place for place in targets if any(map(self._ready, self._known(place)))]
+        return started[:1] if self._needed == 2 and started else targets
+
+    def _fetch(self) -> str | None:
+        """Take an object of the right type (one that is ready, and near) or search for one."""
+        done = self._targets() if self._needed == 2 else []
+        found = [
+            (not self._ready(name), self._effort(place), i, name, place)
+            for i, place in enumerate(self._places)
+            for name in self._known(place)
+            if _kind(name) == self._goal.object and place not in done
+        ]
+        if not found:
+            return self._search(self._goal.object)
+        *_, name, place = min(found)
+        return self._reach(place) or f"take {name} from {place}"
+
+    def _bring(self, name: str, places: list[str]) -> str:
+        place = min(places, key=self._effort)
+        return self._reach(place) or f"move {name} to {place}"
+
+    def _search(self, kind: str) -> str | None:
+        """Uncover the place at hand if it may hold one, else the likeliest place not seen yet."""
+        fits = [k for k in _FITS[kind] if k != self._goal.target]
+        unseen = [p for p in self._places if p not in self._seen and _kind(p) in fits]
+        return self._reach(min(unseen, key=lambda p: (p != self._at, fits.index(_kind(p)))))
+
+    def _effort(self, place: str) -> int:
+        """The number of actions until the place is at hand and open."""
+        return (place != self._at) + (not self._accessible(place))
+
+    def _reach(self, place: str) -> str | None:
+        """The next of these actions, None if there is none."""
+        if self._at != place:
+            return f"go to {place}"
+        return None if self._accessible(place) else f"open {place}"

@@ -1,0 +1,68 @@
+"""The losses, written once for every backend.
+
+`xp` is the array library: numpy, torch or mlx.core. Suffix N: the completion tokens of a micro-batch,
+one after the other, with no padding between them (prompts and observations are never among them).
+
+Every loss is a SUM of weighted token terms. The normaliser of the whole batch sits inside `weight_N`
+(see `grpo.token_weights`), so splitting a batch into micro-batches cannot change the gradient: a mean
+per micro-batch would, whenever lengths differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Array = Any  # numpy.ndarray, torch.Tensor or mlx.core.array
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a loss knows of each completion token, apart from log π_θ. All arrays have shape [N]."""
+
+    weight_N: Array  # share of the token in the loss
+    advantage_N: Array  # A_i of the completion that the token belongs to
+    old_logp_N: Array  # log π_old, nats
+    ref_logp_N: Array  # log π_ref, nats
+
+
+def cross_entropy(xp: Any, logp_N: Array, tokens: Tokens) -> tuple[Array, dict[str, Array]]:
+    """IL:  L = − Σ_t w_t · log π_θ(y_t | x, y_<t)."""
+    loss = -(tokens.weight_N * logp_N).sum()
+    return loss, {"loss": loss}
+
+
+@dataclass(frozen=True)
+class GRPOLoss:
+    """The clipped policy-gradient loss of GRPO (Shao et al. 2024, arXiv 2402.03300, eq. 3).
+
+    ρ_t = exp(log π_θ − log π_old)                                       logp_N, old_logp_N
+    L   = Σ_t w_t · [ − min(ρ_t·A, clip(ρ_t, 1 − ε_low, 1 + ε_high)·A) + β·k3_t ]
+    k3_t = exp(log π_ref − log π_θ) − (log π_ref − log π_θ) − 1  ≥ 0        ref_logp_N
+
+    On the first update after sampling ρ = 1 everywhere, so the *value* of the policy term is −Σ w·A,
+    which is 0 within every group: a loss near 0 is expected there and no fault. Its gradient is not 0.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    beta: float = 0.0
+
+    def __call__(self, xp: Any, logp_N: Array, tokens: Tokens) -> tuple[Array, dict[str, Array]]:
+        w_N, A_N = tokens.weight_N, tokens.advantage_N
+        ratio_N = xp.exp(logp_N - tokens.old_logp_N)
+        clipped_N = xp.clip(ratio_N, 1 - self.clip_low, 1 + self.clip_high)
+        token_loss_N = -xp.minimum(ratio_N * A_N, clipped_N * A_N)
+        # a token is clipped when the minimum picks the constant: no gradient flows through it
+        is_clipped_N = (clipped_N * A_N) < (ratio_N * A_N)
+        metrics = {
+            "ratio": (w_N * ratio_N).sum(),
+            "clip_fraction": (w_N * is_clipped_N).sum(),
+        }
+        if self.beta > 0:
+            delta_N = tokens.ref_logp_N - logp_N
+            k3_N = xp.exp(delta_N) - delta_N - 1
+            token_loss_N = token_loss_N + self.beta * k3_N
+            metrics["kl"] = (w_N * k3_N).sum()
+        loss = (w_N * token_loss_N).sum()
+        return loss, {"loss": loss, **metrics}

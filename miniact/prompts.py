@@ -1,0 +1,208 @@
+"""States and pairs → prompts, replies → actions and choices.
+
+An action prompt shows s_i and asks for the next action. A critic prompt shows s_i and the candidate
+actions in a given order, and asks which is better. Both go through the model's own chat template.
+
+    tags form    reasoning … <action>go to shelf 1</action>      reasoning … <choice>2</choice>
+    plain form   go to shelf 1                                   2  (or the chosen action itself)
+
+Text from the environment is data: anything in it that looks like one of our tags or like one of the
+tokenizer's control tokens is written with a backslash (`<\\choice>`), so it can end no turn and start
+no answer. Only the sampled reply is ever parsed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from miniact.config import PromptConfig
+from miniact.errors import UserError
+from miniact.rewards import canonical
+from miniact.types import State
+
+_NAMES = "action|choice|think"
+_TAG = re.compile(rf"<(\\*)(?=/?(?:{_NAMES})>|\|)")
+_ESCAPED = re.compile(rf"<\\(\\*)(?=/?(?:{_NAMES})>|\|)")
+
+
+def escape(text: str) -> str:
+    """Take the meaning out of every tag in foreign text. `unescape` is its inverse.
+
+    >>> print(escape("see <choice>1</choice>"))
+    see <\\choice>1<\\/choice>
+    """
+    return _TAG.sub(lambda m: "<\\" + m[1], text)
+
+
+def unescape(text: str) -> str:
+    return _ESCAPED.sub(lambda m: "<" + m[1], text)
+
+
+def _tagged(name: str, text: str) -> str:
+    return f"<{name}>{escape(text)}</{name}>"
+
+
+def _inside(name: str, reply: str) -> str | None:
+    """The content of the one <name>…</name> after the reasoning; None if there is none, or several."""
+    if "</think>" in reply:
+        reply = reply.rpartition("</think>")[2]
+    elif "<think>" in reply:
+        return None  # the reasoning never ended
+    found = re.findall(rf"<{name}>((?:(?!</?{name}>).)*)</{name}>", reply, re.DOTALL)
+    return unescape(found[0]) if len(found) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    tokens: tuple[int, ...]
+    dropped: int  # history turns that were left out to fit the limits
+
+
+class Prompter:
+    """Writes prompts for one tokenizer and reads the replies.
+
+    Raises UserError when task and current observation alone exceed the limit.
+    """
+
+    def __init__(self, tokenizer: Any, config: PromptConfig) -> None:
+        self.tokenizer, self.config = tokenizer, config
+        template = getattr(tokenizer, "chat_template", None) or ""
+        self._has_template = bool(template)
+        self._switches_thinking = "enable_thinking" in template
+        control = [t for t in tokenizer.get_added_vocab() if len(t) > 1]
+        self._control = re.compile("|".join(map(re.escape, sorted(control)))) if control else None
+
+    # ---- writing ---------------------------------------------------------------------------------
+
+    def action(self, state: State, thinking: bool = False) -> Prompt:
+        """The prompt that asks for the next action in `state`."""
+        return self._fit(state, self._ask_action(thinking), thinking)
+
+    def critic(self, state: State, actions: Sequence[str], thinking: bool = False) -> Prompt:
+        """The prompt that asks which of `actions` (in the order given) is better in `state`."""
+        return self._fit(state, self._ask_choice(actions, thinking), thinking)
+
+    def render_action(self, action: str) -> str:
+        """The reply that stands for an action, without reasoning: the target of imitation."""
+        return action if self.config.form == "plain" else _tagged("action", action)
+
+    def render_choice(self, choice: int) -> str:
+        """The reply that stands for the candidate at index `choice`, which is shown as choice + 1."""
+        number = str(choice + 1)
+        return number if self.config.form == "plain" else _tagged("choice", number)
+
+    def reply_tokens(self, text: str) -> tuple[int, ...]:
+        """Tokens of a reply to imitate, the end token included: stopping is trained too."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return (*ids, self.tokenizer.eos_token_id)
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    def parse_action(self, reply: str) -> str | None:
+        """The action in a reply, exactly as written; None if the reply holds no single answer."""
+        answer = reply if self.config.form == "plain" else _inside("action", reply)
+        return answer if answer is not None and answer.strip() else None
+
+    def parse_choice(self, reply: str, actions: Sequence[str]) -> int | None:
+        """Index of the chosen candidate: named by its number or by its own text; None otherwise."""
+        answer = reply if self.config.form == "plain" else _inside("choice", reply)
+        if answer is None:
+            return None
+        numbers = {str(i + 1): i for i in range(len(actions))}
+        if answer.strip() in numbers:
+            return numbers[answer.strip()]
+        same = [i for i, action in enumerate(actions) if canonical(action) == canonical(answer)]
+        return same[0] if len(same) == 1 else None
+
+    # ---- the words -------------------------------------------------------------------------------
+
+    def quote(self, text: str) -> str:
+        """Foreign text, made harmless: neither our tags nor the tokenizer's control tokens survive."""
+        text = escape(text)
+        if self._control:
+            text = self._control.sub(lambda m: m[0][0] + "\\" + m[0][1:], text)
+        return text
+
+    def _ask_action(self, thinking: bool) -> str:
+        if self.config.form == "plain":
+            return ""
+        if thinking:
+            return (
+                "What is the best next action? Think first: what is the goal, what do you know, what "
+                "would each action lead to? Then answer with <action>the action</action>."
+            )
+        return "What is the best next action? Answer only with <action>the action</action>."
+
+    def _ask_choice(self, actions: Sequence[str], thinking: bool) -> str:
+        numbered = [f"{i}: {self.quote(a)}" for i, a in enumerate(actions, start=1)]
+        if self.config.form == "plain":
+            return "\n".join([*numbered, "which ?"])
+        listed = "\n".join(f"Action {line}" for line in numbered)
+        example = _tagged("choice", "1")
+        if thinking:
+            how = (
+                "Think first: what is the goal, what do you know, what would each action lead to? "
+                f"Then answer with the number of the better one, for example {example}."
+            )
+        else:
+            how = f"Answer only with the number of the better one, for example {example}."
+        return f"Candidate actions:\n{listed}\n\nWhich action is better for the task? {how}"
+
+    def _body(self, state: State, turns: int, question: str) -> str:
+        """Task, the last `turns` turns of history, observation, admissible actions, question."""
+        past = state.history[len(state.history) - turns :]
+        missing = len(state.history) - turns + state.earlier
+        plain = self.config.form == "plain"
+        lines = [self.quote(state.task) if plain else f"Task: {self.quote(state.task)}"]
+        if missing:
+            lines.append("..." if plain else f"[{missing} earlier steps are left out here]")
+        for observation, action in past:
+            if plain:
+                lines += [self.quote(observation), f"> {self.quote(action)}"]
+            else:
+                lines.append(f"Observation: {self.quote(observation)}")
+                lines.append(f"Action: {self.quote(action)}")
+        lines.append(("" if plain else "Current observation: ") + self.quote(state.observation))
+        if self.config.show_admissible and state.admissible:
+            listed = ", ".join(self.quote(a) for a in state.admissible)
+            lines.append(listed if plain else f"Admissible actions: {listed}")
+        return "\n".join([*lines, question] if question else lines)
+
+    def _encode(self, body: str, thinking: bool) -> tuple[int, ...]:
+        if not self._has_template:
+            text = f"{body}\n\nAnswer:"
+        else:
+            options = {"enable_thinking": thinking} if self._switches_thinking else {}
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": body}],
+                tokenize=False,
+                add_generation_prompt=True,
+                **options,
+            )
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _fit(self, state: State, question: str, thinking: bool) -> Prompt:
+        """Show as much of the newest history as the token limit allows (found by bisection)."""
+        limit = self.config.max_tokens
+        most = min(len(state.history), self.config.history)
+        tokens = self._encode(self._body(state, most, question), thinking)
+        if len(tokens) <= limit:
+            return Prompt(tokens, len(state.history) - most + state.earlier)
+        low, high, best = 0, most, None
+        while low < high:  # the largest number of turns in [low, high) that fits
+            turns = (low + high) // 2
+            shorter = self._encode(self._body(state, turns, question), thinking)
+            if len(shorter) <= limit:
+                best, low = (turns, shorter), turns + 1
+            else:
+                high = turns
+        if best is None:
+            shortest = len(self._encode(self._body(state, 0, question), thinking))
+            raise UserError(
+                f"{state.id}: task and current observation alone take {shortest} tokens, more than "
+                f"prompt.max_tokens {limit}; raise it, or set prompt.show_admissible: false"
+            )
+        return Prompt(best[1], len(state.history) - best[0] + state.earlier)

@@ -1,0 +1,84 @@
+"""Rewards: pure functions of a parsed reply. The reasoning text is never scored, only the answer."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+_SPACE = re.compile(r"\s+")
+_TAIL = ".!?,;: \t\r\n"
+
+
+def _tool_call(text: str) -> str | None:
+    """The one form of a JSON object or array (sorted keys, 1.0 → 1, no space); None for other text."""
+    if not text.startswith(("{", "[")):
+        return None
+    try:
+        value = _plain_numbers(json.loads(text, parse_constant=float))
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _plain_numbers(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _plain_numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain_numbers(v) for v in value]
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        return int(value)
+    return value
+
+
+def canonical(action: str) -> str:
+    """The form in which two actions are compared; applying it twice changes nothing.
+
+    Text: lower case, single spaces, no trailing punctuation. JSON tool call: sorted keys, numbers in
+    one form, no insignificant space; the case of its strings counts.
+
+    >>> canonical("  Go to  Shelf 1. ")
+    'go to shelf 1'
+    >>> canonical('{"b": 1.0, "a": [2]}') == canonical('{"a":[2],"b":1}')
+    True
+    """
+    stripped = action.strip().rstrip(_TAIL)
+    text = _SPACE.sub(" ", stripped).lower().strip().rstrip(_TAIL)
+    return _tool_call(stripped) or _tool_call(text) or text
+
+
+def same_action(a: str, b: str) -> bool:
+    """Whether two actions are equal after canonicalisation."""
+    return canonical(a) == canonical(b)
+
+
+def mix_format(correct: float, well_formed: bool, weight: float) -> float:
+    """r = (1 − w)·correct + w·well_formed, with w < 0.5 so that form can never outrank correctness.
+
+    >>> mix_format(1.0, True, 0.1), mix_format(0.0, True, 0.1), mix_format(0.0, False, 0.1)
+    (1.0, 0.1, 0.0)
+    """
+    return (1 - weight) * correct + weight * float(well_formed)
+
+
+def choice_reward(choice: int | None, right: int, *, format_weight: float = 0.0) -> float:
+    """Critic: 1 if the chosen position is the expert action's, else 0 (unparseable: None → 0)."""
+    return mix_format(float(choice == right), choice is not None, format_weight)
+
+
+def action_reward(
+    action: str | None,
+    expert: str,
+    admissible: tuple[str, ...] | None = None,
+    *,
+    format_weight: float = 0.0,
+    admissible_credit: float = 0.0,
+) -> float:
+    """Action: 1 if canonical(action) = canonical(expert); else the credit if it is admissible; else 0."""
+    if action is None:
+        return 0.0
+    correct = float(same_action(action, expert))
+    if not correct and admissible_credit and admissible is not None:
+        form = canonical(action)
+        correct = admissible_credit * float(any(canonical(a) == form for a in admissible))
+    return mix_format(correct, True, format_weight)
