@@ -13,11 +13,14 @@ dropped before the backward pass (their gradient is exactly 0 at β = 0) and cou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from miniact.config import GRPOConfig
+from miniact.losses import GRPOLoss
+from miniact.policy import Policy
 from miniact.types import Completion, Group, Sample
 
 EPSILON = 1e-4  # keeps the division finite; rewards are of order 1
@@ -83,3 +86,106 @@ def weigh(groups: Sequence[Group], variant: str, max_tokens: int) -> list[Group]
 def is_live(group: Group) -> bool:
     """Whether the group carries a gradient: not all its rewards were equal."""
     return any(c.advantage != 0.0 for c in group.completions)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a stage says of one sampled answer."""
+
+    reward: float
+    correct: bool
+    valid: bool  # the answer could be parsed
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One group as it is logged and shown: prompt, answers, rewards, advantages."""
+
+    prompt: tuple[int, ...]
+    samples: list[Sample]
+    scored: list[Scored]
+    advantages: np.ndarray
+
+
+def grpo_step(
+    policy: Policy,
+    prompts: Sequence[tuple[int, ...]],
+    score: Callable[[int, Sample], Scored],
+    config: GRPOConfig,
+    lr: float,
+    seed: int,
+) -> tuple[dict[str, float], list[Rollout]]:
+    """Sample G answers to each prompt, score them, and update the policy `config.updates` times.
+
+    score(i, sample) judges an answer to prompts[i]. Returns (metrics, rollouts). When no group is live
+    nothing is updated, and the metric `live_groups` is 0.
+    """
+    answers = policy.sample(
+        prompts, config.group_size, config.max_tokens, config.temperature, seed
+    )
+    rollouts = []
+    for i, (prompt, samples) in enumerate(zip(prompts, answers)):
+        scored = [score(i, sample) for sample in samples]
+        reward_G = np.array([s.reward for s in scored])
+        rollouts.append(Rollout(prompt, samples, scored, advantages(reward_G, config.scale_rewards)))
+    metrics = describe(rollouts)
+    groups = weigh(
+        [make_group(r.prompt, r.samples, r.advantages) for r in rollouts],
+        config.variant,
+        config.max_tokens,
+    )
+    if config.beta == 0:  # with β > 0 a dead group still feels the KL term
+        groups = [g for g in groups if is_live(g)]
+    if groups:
+        metrics |= update(policy, groups, config, lr)
+    return metrics, rollouts
+
+
+def update(
+    policy: Policy, groups: list[Group], config: GRPOConfig, lr: float
+) -> dict[str, float]:
+    """`config.updates` optimizer steps on one sampled batch; the metrics are the last one's."""
+    if config.beta > 0:
+        groups = with_reference(policy, groups, config.temperature)
+    loss = GRPOLoss(config.clip_low, config.clip_high, config.beta)
+    share = sum(c.weight * len(c.tokens) for g in groups for c in g.completions)
+    metrics: dict[str, float] = {}
+    for _ in range(config.updates):
+        metrics = policy.forward_backward(groups, loss, config.temperature)
+        metrics["grad_norm"] = policy.optim_step(lr, config.max_grad_norm)
+    for name in ("ratio", "clip_fraction", "kl"):  # sums over live tokens → means over them
+        if name in metrics:
+            metrics[name] /= share
+    return metrics
+
+
+def with_reference(policy: Policy, groups: list[Group], temperature: float) -> list[Group]:
+    """Fill in log π_ref of every completion."""
+    scored = policy.logprobs(groups, temperature, reference=True)
+    return [
+        replace(
+            g, completions=tuple(replace(c, ref_logps=r) for c, r in zip(g.completions, refs))
+        )
+        for g, refs in zip(groups, scored)
+    ]
+
+
+def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Metrics of a sampled batch, before any update. Shares are of answers or of groups."""
+    scored = [s for r in rollouts for s in r.scored]
+    samples = [s for r in rollouts for s in r.samples]
+    correct = [[s.correct for s in r.scored] for r in rollouts]
+    tokens = sum(len(s.tokens) for s in samples)
+    live = [bool(np.any(r.advantages != 0)) for r in rollouts]
+    return {
+        "reward": float(np.mean([s.reward for s in scored])),
+        "correct": float(np.mean([s.correct for s in scored])),
+        "valid": float(np.mean([s.valid for s in scored])),
+        "live_groups": float(np.mean(live)),
+        "zero_variance": 1 - float(np.mean(live)),
+        "all_correct": float(np.mean([all(c) for c in correct])),
+        "all_wrong": float(np.mean([not any(c) for c in correct])),
+        "reply_tokens": tokens / len(samples),
+        "cut_off": float(np.mean([s.stop == "length" for s in samples])),
+        "entropy": -sum(sum(s.logps) for s in samples) / tokens,  # estimate, nats per token
+    }

@@ -172,17 +172,22 @@ class ExpertStates:
         return trajectory.state(step), trajectory.steps[step].action
 
     def batch(self, step: int, size: int, seed: int) -> list[tuple[State, str]]:
-        """Batch number `step`: epochs in shuffled order, a function of its arguments alone.
+        """Batch number `step`, a function of its arguments alone: no data position to save."""
+        return [self[i] for i in shuffled(len(self), step, size, seed)]
 
-        So there is no data position to save: a resumed run asks for the same batches.
-        """
-        n = len(self)
-        picks = range(step * size, (step + 1) * size)
-        return [self[int(self._order(seed, at // n)[at % n])] for at in picks]
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019  (two epochs of one stage's order)
-    def _order(self, seed: int, epoch: int) -> np.ndarray:
-        return np.random.default_rng([seed, epoch]).permutation(len(self))
+def shuffled(n: int, step: int, size: int, seed: int) -> list[int]:
+    """Batch number `step` of n items: every epoch in an order of its own, drawn from the seed.
+
+    >>> sorted(shuffled(4, 0, 2, seed=7) + shuffled(4, 1, 2, seed=7))
+    [0, 1, 2, 3]
+    """
+    return [int(_order(n, seed, at // n)[at % n]) for at in range(step * size, (step + 1) * size)]
+
+
+@functools.lru_cache(maxsize=4)
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def collect(env: Env, split: str, n: int, seed: int, source: str) -> Iterator[Trajectory]:

@@ -147,12 +147,12 @@ def _listing(names: Sequence[str]) -> str:
 @cache
 def _rooms(split: str) -> tuple[Room, ...]:
     lines = (_OOD_ROOMS if split == "ood" else _TRAIN_ROOMS).strip().splitlines()
-    split_lines = [line.split(": ") for line in lines]
-    return tuple(Room(kind, _numbered(places.split())) for kind, places in split_lines)
+    parts = [line.split(": ") for line in lines]
+    return tuple(Room(kind, _numbered(places.split())) for kind, places in parts)
 
 
 def _goals(task: str, room: Room) -> list[Goal]:
-    """Every goal that a task of this type could have in this room."""
+    """Every goal of this type for this room: the object fits there, and also somewhere else."""
     objects, targets = _OBJECTS[room.kind], list(dict.fromkeys(map(_kind, room.places)))
     homes = {o: [kind for kind in targets if kind in _FITS[o]] for o in objects}
     if task == "look_at_light":
@@ -168,10 +168,12 @@ def _goals(task: str, room: Room) -> list[Goal]:
 @cache
 def _choices(split: str, task: str) -> tuple[tuple[Room, list[Goal]], ...]:
     """The rooms of a split in which it has goals for this type of task, with these goals."""
-    ood = split == "ood"
-    rooms = _rooms(split)
-    choices = [(r, [g for g in _goals(task, r) if (g in _HELD_OUT) == ood]) for r in rooms]
-    return tuple((room, goals) for room, goals in choices if goals)
+    choices = []
+    for room in _rooms(split):
+        goals = [goal for goal in _goals(task, room) if (goal in _HELD_OUT) == (split == "ood")]
+        if goals:
+            choices.append((room, goals))
+    return tuple(choices)
 
 
 def _furnish(rng: random.Random, room: Room, kinds: list[str], goal: Goal) -> dict[str, list[str]]:
@@ -308,9 +310,8 @@ class Household:
         return f"You are in the middle of a room. Looking quickly around you, you see {listing}."
 
     def _inventory(self) -> str:
-        return (
-            f"You are carrying: a {self._hand}." if self._hand else "You are not carrying anything."
-        )
+        carried = f"carrying: a {self._hand}" if self._hand else "not carrying anything"
+        return f"You are {carried}."
 
     def _go(self, place: str) -> str:
         self._at = place
@@ -328,10 +329,9 @@ class Household:
         if _kind(name) == LAMP:
             return f"This {name} is {'on' if self._lit else 'off'}."
         marks = " and ".join(mark for mark in ("hot", "cool", "clean") if mark in self._marks[name])
-        adjective = "cold" if marks == "cool" else marks  # so says ALFWorld
-        return (
-            f"This is a {adjective} {name}." if marks else f"There's nothing special about {name}."
-        )
+        if not marks:
+            return f"There's nothing special about {name}."
+        return f"This is a {'cold' if marks == 'cool' else marks} {name}."  # ALFWorld's wording
 
     def _swing(self, verb: str, place: str) -> str:
         if verb == "close":
@@ -389,8 +389,8 @@ class Household:
         if _kind(hand) != self._goal.object:
             return self._bring(hand, [place for place in self._places if _fits(hand, place)])
         if self._task == "look_at_light":
-            lit = [place for place in self._places if f"{LAMP} 1" in self._known(place)]
-            return self._reach(lit[0]) or f"use {LAMP} 1" if lit else self._search(LAMP)
+            lamp_at = [place for place in self._places if f"{LAMP} 1" in self._known(place)]
+            return self._reach(lamp_at[0]) or f"use {LAMP} 1" if lamp_at else self._search(LAMP)
         if not self._ready(hand):
             tool = f"{_TREATMENTS[self._task].tool} 1"
             return f"{self._task} {hand} with {tool}" if self._at == tool else f"go to {tool}"

@@ -1,0 +1,165 @@
+"""Contrastive pairs: stage 1 of ACT, and how a critic is asked about them.
+
+At every expert state s_i sample K actions from the *initial policy* π_θ0. What is left after the
+filters becomes a pair (s_i, a_i⁺, a_i⁻). Filters, each counted:
+
+    unparseable     the reply holds no single action
+    equal           the alternative is the expert's action, after canonicalisation
+    duplicate       the same alternative was already sampled at this state
+    inadmissible    (optional) the environment lists its actions and this is none of them
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from miniact.config import PairsConfig
+from miniact.errors import UserError
+from miniact.policy import Policy
+from miniact.prompts import Prompter
+from miniact.rewards import canonical
+from miniact.trajectories import ExpertStates, read_jsonl
+from miniact.types import ActionPair, State
+
+SAMPLED_AT_ONCE = 256  # states per call of the sampler
+
+
+def choose_states(states: ExpertStates, per_trajectory: int, seed: int) -> list[int]:
+    """Indices of the states to make pairs at; 0 per trajectory means all of them."""
+    if not per_trajectory:
+        return list(range(len(states)))
+    chosen: list[int] = []
+    start = 0
+    for member, length in enumerate(states.file.lengths[states.members]):
+        rng = np.random.default_rng([seed, member])
+        take = min(per_trajectory, int(length))
+        chosen += sorted((start + rng.choice(int(length), take, replace=False)).tolist())
+        start += int(length)
+    return chosen
+
+
+def filter_alternatives(
+    expert: str, sampled: Sequence[str | None], admissible: Sequence[str] | None
+) -> tuple[list[str], Counter]:
+    """Keep alternatives that differ from the expert's action and from each other; count the rest.
+
+    admissible: the actions to accept, or None for no such filter.
+
+    >>> filter_alternatives("look", ["Look.", "go east", None, "GO EAST"], None)
+    (['go east'], Counter({'kept': 1, 'equal': 1, 'unparseable': 1, 'duplicate': 1}))
+    """
+    allowed = None if admissible is None else {canonical(a) for a in admissible}
+    kept: list[str] = []
+    counts: Counter = Counter(kept=0)
+    seen = {canonical(expert)}
+    for action in sampled:
+        if action is None or not canonical(action):
+            counts["unparseable"] += 1
+        elif canonical(action) == canonical(expert):
+            counts["equal"] += 1
+        elif canonical(action) in seen:
+            counts["duplicate"] += 1
+        elif allowed is not None and canonical(action) not in allowed:
+            counts["inadmissible"] += 1
+        else:
+            seen.add(canonical(action))
+            kept.append(action.strip())
+            counts["kept"] += 1
+    return kept, counts
+
+
+def make_pairs(
+    policy: Policy,
+    prompter: Prompter,
+    states: ExpertStates,
+    config: PairsConfig,
+    provenance: dict[str, Any],
+    counts: Counter,
+) -> Iterator[ActionPair]:
+    """Sample K alternatives at each state and yield the pairs that survive. `counts` is updated.
+
+    `provenance` goes into every pair; its "seed" fixes states and samples.
+    """
+    seed = provenance["seed"]
+    chosen = choose_states(states, config.states_per_trajectory, seed)
+    for at in range(0, len(chosen), SAMPLED_AT_ONCE):
+        batch = [states[i] for i in chosen[at : at + SAMPLED_AT_ONCE]]
+        prompts = [prompter.action(state, config.thinking).tokens for state, _ in batch]
+        replies = policy.sample(
+            prompts, config.k, config.max_tokens, config.temperature, seed + at
+        )
+        for (state, expert), samples in zip(batch, replies):
+            sampled = [prompter.parse_action(s.text) for s in samples]
+            check = state.admissible if config.drop_inadmissible else None
+            kept, filtered = filter_alternatives(expert, sampled, check)
+            counts.update(filtered)
+            for alternative in kept:
+                yield ActionPair(state, expert, alternative, provenance=provenance)
+
+
+# ---- presentation ------------------------------------------------------------------------------
+
+
+def positions(n: int, seed: Sequence[int], ways: int = 2) -> np.ndarray:
+    """Where the expert's action stands in each of n presentations, shape [n].
+
+    Every position comes up equally often (as nearly as n allows), in an order drawn from the seed:
+    a critic that always answers "1" earns exactly chance.
+    """
+    rng = np.random.default_rng(list(seed))
+    return (rng.permutation(n) + rng.integers(ways)) % ways
+
+
+def present(pair: ActionPair, position: int) -> tuple[str, str]:
+    """The two actions in the order shown, the expert's at index `position`."""
+    return (pair.expert, pair.alternative) if position == 0 else (pair.alternative, pair.expert)
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def to_row(pair: ActionPair, history: int) -> dict[str, Any]:
+    """One line of pairs.jsonl. The state keeps its last `history` turns; the rest is counted."""
+    state = pair.state
+    cut = max(len(state.history) - history, 0)
+    kept = replace(state, history=state.history[cut:], earlier=state.earlier + cut)
+    return {**asdict(pair), "state": asdict(kept)}
+
+
+def read_pairs(path: Path, skip_bad_rows: bool = False) -> list[ActionPair]:
+    """Read pairs.jsonl. Raises UserError naming the line and field of a damaged row."""
+    pairs = []
+    for number, _, row in read_jsonl(path, skip_bad_rows):
+        try:
+            fields = dict(row["state"])
+            fields["history"] = tuple((str(o), str(a)) for o, a in fields["history"])
+            if fields.get("admissible") is not None:
+                fields["admissible"] = tuple(fields["admissible"])
+            pair = ActionPair(
+                State(**fields),
+                str(row["expert"]),
+                str(row["alternative"]),
+                str(row.get("split", "train")),
+                row.get("provenance") or {},
+            )
+            if canonical(pair.expert) == canonical(pair.alternative):
+                raise ValueError("expert and alternative are the same action")
+            pairs.append(pair)
+        except (KeyError, TypeError, ValueError) as error:
+            if skip_bad_rows:
+                continue
+            reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(
+                f"{path}:{number}: {reason}; expected state, expert, alternative"
+            ) from None
+    if not pairs:
+        raise UserError(f"{path}: no pairs; see the counts of the filters, or raise pairs.k")
+    return pairs
+
+
