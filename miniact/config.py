@@ -172,16 +172,17 @@ def _coerce(value: Any, declared: Any, where: str) -> Any:
                 return value
             return {"true": True, "false": False}[str(value).lower()]
         if declared is int and not isinstance(value, bool):
-            if float(value) != int(float(value)):
+            number = value if isinstance(value, int) else float(value)
+            if number != int(number):
                 raise ValueError
-            return int(float(value))
+            return int(number)
         if declared is float and not isinstance(value, bool):
             return float(value)  # PyYAML reads 1e-5 as a string
-        if declared is str and isinstance(value, (str, int, float)):
+        if declared is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return str(value)
-        if declared is list:
-            items = value.split(",") if isinstance(value, str) else list(value)
-            return [str(item).strip() for item in items]
+        if declared is list and isinstance(value, (str, list, tuple)):
+            items = value.split(",") if isinstance(value, str) else value
+            return [str(item).strip() for item in items if item != ""]
         if declared is dict and isinstance(value, dict):
             return dict(value)
     except (KeyError, ValueError, TypeError, OverflowError):
@@ -254,13 +255,14 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
     data: Any = {}
     if path is not None:
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be read ({error.strerror}); expected a YAML file"
             ) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or 2020-13-45
             raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        data = {} if data is None else data
         if not isinstance(data, dict):
             raise UserError(f"{path}: expected sections such as model: and env:, got {data!r:.60}")
     for override in overrides:
@@ -270,12 +272,14 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
         *sections, last = name.split(".")
         node = data
         for section in sections:
-            node = node.setdefault(section, {})
-            if not isinstance(node, dict):
+            inner = node.get(section, {})
+            if not isinstance(inner, dict):
                 raise UserError(f"{name}: {section} is no section")
+            node[section] = dict(inner)  # a copy: two sections may be one object, by a YAML alias
+            node = node[section]
         try:
-            node[last] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            node[last] = yaml.safe_load(text) if text else ""
+        except (yaml.YAMLError, ValueError):
             node[last] = text
     try:
         return _validate(_build(Config, data, ""))

@@ -54,9 +54,9 @@ def token_weights(lengths: Sequence[int], variant: str, max_tokens: int) -> np.n
     if variant == "grpo":
         return 1.0 / (len(length_B) * length_B)
     if variant == "dapo":
-        return np.full(len(length_B), 1.0 / length_B.sum())
+        return np.ones_like(length_B) / length_B.sum()
     if variant == "dr_grpo":
-        return np.full(len(length_B), 1.0 / (len(length_B) * max_tokens))
+        return np.ones_like(length_B) / (len(length_B) * max_tokens)
     raise ValueError(f"unknown variant {variant!r}")
 
 

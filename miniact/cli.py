@@ -1,0 +1,267 @@
+"""The command line. Imports inside the commands are lazy, so that --help answers at once."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from miniact import __version__
+from miniact.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from miniact.config import Config
+
+DEFAULT_CONFIG = "household"
+
+
+def friendly(command: Callable) -> Callable:
+    """Show a UserError as one line (exit code 2) and Ctrl-C as a saved stop (exit code 130)."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            click.echo(f"miniact: {error}", err=True)
+            sys.exit(2)
+        except (Interrupted, KeyboardInterrupt):
+            out = kwargs.get("out") or kwargs.get("resume")
+            where = f"; go on with: miniact run --resume {out}" if out else ""
+            click.echo(f"\nminiact: stopped{where}", err=True)
+            sys.exit(130)
+
+    return wrapped
+
+
+def find_config(name: str) -> Path:
+    """A path, or the name of a config that ships with miniact."""
+    if Path(name).is_file():
+        return Path(name)
+    for folder in (Path("tiny_configs"), Path(__file__).parent.parent / "tiny_configs"):
+        file = folder / f"{name}.yaml"
+        if file.is_file():
+            return file
+    shipped = Path(__file__).parent / "tiny_configs" / f"{Path(name).stem}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise UserError(f"{name}: no such config file; expected a YAML file or the name of a shipped one")
+
+
+def config_options(command: Callable) -> Callable:
+    """CONFIG, key=value overrides and the shorthands that most commands share."""
+    options = [
+        click.argument("arguments", nargs=-1, metavar="[CONFIG] [KEY=VALUE]..."),
+        click.option("--seed", type=int, help="Shorthand for seed=…"),
+        click.option("--backend", type=click.Choice(["auto", "torch", "mlx"]), help="Who computes."),
+        click.option("--skip-bad-rows", is_flag=True, help="Count malformed rows and go on."),
+    ]
+    return functools.reduce(lambda f, option: option(f), reversed(options), command)
+
+
+def read_config(
+    arguments: tuple[str, ...], seed: int | None, backend: str | None, skip_bad_rows: bool, *more: str
+) -> Config:
+    from miniact.config import load_config
+
+    names = [a for a in arguments if "=" not in a]
+    if len(names) > 1:
+        raise UserError(f"{names[1]!r}: expected one CONFIG, then key=value overrides")
+    overrides = [a for a in arguments if "=" in a]
+    overrides += [f"seed={seed}"] if seed is not None else []
+    overrides += [f"model.backend={backend}"] if backend else []
+    overrides += ["env.skip_bad_rows=true"] if skip_bad_rows else []
+    return load_config(find_config(names[0] if names else DEFAULT_CONFIG), [*overrides, *more])
+
+
+def fresh_folder(config: Config, name: str) -> Path:
+    base = Path("runs") / f"{config.env.name}-{name}-seed{config.seed}"
+    path, number = base, 1
+    while (path / "results.json").exists():
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    return path
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Agentic Critical Training: teach an agent to tell the better action, then let it act.
+
+    CONFIG is a YAML file or the name of one in tiny_configs/ (default: household).
+    KEY=VALUE overrides any field, for example stage.act.steps=50.
+    """
+
+
+@main.command()
+@config_options
+@click.option("--recipe", help="Stages in order, for example act,il,rl.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: under runs/).")
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
+@friendly
+def run(arguments, seed, backend, skip_bad_rows, recipe, out, resume):  # type: ignore[no-untyped-def]
+    """Train and evaluate a whole recipe (default: il,act,rl)."""
+    from rich.console import Console
+
+    from miniact.pipeline import resume_run, start_run
+
+    if resume:
+        if arguments or recipe or out or seed is not None:
+            raise UserError("--resume takes its config from the folder; pass nothing else")
+        resume_run(resume, Console())
+        return
+    more = [f"recipe={recipe}"] if recipe is not None else []
+    config = read_config(arguments, seed, backend, skip_bad_rows, *more)
+    out = out or fresh_folder(config, "-".join(config.recipe) or "base")
+    start_run(config, out, Console())
+
+
+def _stage_command(name: str, doc: str) -> None:
+    @main.command(name, help=doc)
+    @config_options
+    @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
+    @click.option("--start", help="PEFT adapter folder to start from.")
+    @click.option("--trajectories", help="Expert trajectories: .jsonl, .parquet or a dataset name.")
+    @click.option("--pairs", help="An existing pairs.jsonl.")
+    @friendly
+    def command(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        arguments, seed, backend, skip_bad_rows, out, start, trajectories, pairs
+    ):
+        from rich.console import Console
+
+        from miniact.pipeline import start_run
+
+        given = {"model.start": start, "env.trajectories": trajectories, "pairs.file": pairs}
+        more = [f"{k}={v}" for k, v in given.items() if v]
+        config = read_config(arguments, seed, backend, skip_bad_rows, f"recipe={name}", *more)
+        start_run(config, out, Console())
+
+
+_stage_command("il", "Imitation learning alone: cross-entropy on the expert's actions.")
+_stage_command("act", "Critical training alone: GRPO on choices between two actions.")
+_stage_command("rl", "RL on actions alone: GRPO on the expert's states.")
+
+
+@main.command()
+@config_options
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+@friendly
+def collect(arguments, seed, backend, skip_bad_rows, out):  # type: ignore[no-untyped-def]
+    """Write expert trajectories: played by the environment's expert, or imported."""
+    from rich.console import Console
+
+    from miniact.pipeline import collect_to
+
+    collect_to(read_config(arguments, seed, backend, skip_bad_rows), out, Console())
+
+
+@main.command()
+@config_options
+@click.option("--trajectories", help="Expert trajectories to make pairs from.")
+@click.option("--start", help="PEFT adapter folder of the initial policy.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
+@friendly
+def pairs(arguments, seed, backend, skip_bad_rows, trajectories, start, out):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    """Make contrastive pairs: sample what the model would have done instead of the expert."""
+    from rich.console import Console
+
+    from miniact.pipeline import start_run
+
+    given = {"model.start": start, "env.trajectories": trajectories}
+    more = [f"{k}={v}" for k, v in given.items() if v]
+    config = read_config(arguments, seed, backend, skip_bad_rows, *more)
+    start_run(config, out, Console(), only_pairs=True)
+
+
+@main.command("eval")
+@config_options
+@click.option("--adapter", type=click.Path(path_type=Path), help="PEFT adapter (default: none).")
+@click.option("--trajectories", help="Held-out expert trajectories to measure on.")
+@click.option("--pairs", help="Held-out pairs to measure on.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
+@friendly
+def evaluate(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    arguments, seed, backend, skip_bad_rows, adapter, trajectories, pairs, out
+):
+    """Measure a model or an adapter on held-out tasks, states and pairs."""
+    from rich.console import Console
+
+    from miniact.pipeline import start_run
+
+    given = {
+        "model.start": adapter,
+        "env.trajectories": trajectories,
+        "pairs.file": pairs,
+    }
+    more = [f"{k}={v}" for k, v in given.items() if v]
+    config = read_config(arguments, seed, backend, skip_bad_rows, "recipe=[]", *more)
+    start_run(config, out, Console())
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("what", type=click.Choice(["pair", "group", "episode", "results"]))
+@click.option("--stage", help="Which stage, for example 2-act (default: the last one).")
+@click.option("--number", "-n", default=0, show_default=True, help="Which one, counted from 0.")
+@friendly
+def show(folder, what, stage, number):  # type: ignore[no-untyped-def]
+    """Print a pair, a rollout group, an episode or the results of run FOLDER."""
+    from rich.console import Console
+
+    from miniact.show import show_item
+
+    show_item(folder, what, stage, number, Console())
+
+
+@main.command()
+@config_options
+@click.option("--adapter", type=click.Path(path_type=Path), help="Watch this policy act instead.")
+@click.option("--watch", is_flag=True, help="Watch the config's model act.")
+@click.option("--split", default="train", show_default=True)
+@click.option("--task", type=int, default=0, show_default=True, help="Which task of the split.")
+@friendly
+def play(arguments, seed, backend, skip_bad_rows, adapter, watch, split, task):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    """Act in a world yourself, or watch a policy act."""
+    from rich.console import Console
+
+    from miniact.show import play_task
+
+    config = read_config(arguments, seed, backend, skip_bad_rows)
+    play_task(config, adapter, watch or adapter is not None, split, task, Console())
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Model folder to write.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--steps", default=1500, show_default=True)
+@click.option("--batch", default=32, show_default=True, help="Texts per step.")
+@friendly
+def pretrain(out, seed, steps, batch):  # type: ignore[no-untyped-def]
+    """Make the tiny base model from random play (this is how the shipped one was made)."""
+    from rich.console import Console
+
+    from miniact.pretrain import pretrain as make
+
+    make(out, seed, steps, batch, Console())
+
+
+@main.command("config")
+@config_options
+@friendly
+def show_config(arguments, seed, backend, skip_bad_rows):  # type: ignore[no-untyped-def]
+    """Print the resolved configuration, checked."""
+    import yaml
+
+    from miniact.config import to_dict
+
+    config = read_config(arguments, seed, backend, skip_bad_rows)
+    click.echo(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), nl=False)
+
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,358 @@
+"""`miniact run`: from a config to a results table, one plain file after the other.
+
+    trajectories.jsonl → base evaluation → pairs.jsonl → stage 1 → evaluation → stage 2 → …
+
+A file or folder that exists is a step that is done, so going on after a kill is running this again.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+
+from miniact.config import Config, load_config, to_dict
+from miniact.envs import Env, make_env
+from miniact.errors import UserError
+from miniact.evaluate import evaluate
+from miniact.pairs import make_pairs, read_pairs
+from miniact.pairs import to_row as pair_row
+from miniact.policy import Policy, load_policy, resolve_backend
+from miniact.progress import Bar
+from miniact.prompts import Prompter
+from miniact.report import write_report
+from miniact.rollout import Episode
+from miniact.runs import RunFolder, StageLog, explain_full_disk, write_json, write_text
+from miniact.stages import Stage, load_stage
+from miniact.trajectories import (
+    TrajectoryFile,
+    collect,
+    hold_out,
+    import_rows,
+    to_row,
+    write_jsonl,
+)
+from miniact.types import ActionPair, State, Trajectory
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "mlx", "mlx-lm", "numpy", "miniact")
+
+
+def derive_seed(seed: int, *salt: int | str) -> int:
+    """An independent seed for one purpose: the same for the same arguments, on every machine."""
+    words = [b for part in salt for b in str(part).encode()]
+    return int(np.random.SeedSequence([seed, *words]).generate_state(1)[0] >> 1)
+
+
+class Pipeline:
+    """A run in progress. Everything expensive (model, environments) is made when first needed."""
+
+    def __init__(self, config: Config, run: RunFolder, console: Console) -> None:
+        self.config, self.run, self.console = config, run, console
+        self.stack = ExitStack()
+        self._policy: Policy | None = None
+        self._envs: list[Env] = []
+        self.timings: dict[str, float] = {}
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for env in self._envs:
+            env.close()
+        self.stack.close()
+
+    # ---- what is made when needed ------------------------------------------------------------------
+
+    def envs(self, n: int) -> list[Env]:
+        if self.config.env.name == "none":
+            return []
+        while len(self._envs) < n:
+            self._envs.append(make_env(self.config.env.name, **self.config.env.options))
+        return self._envs[:n]
+
+    @property
+    def policy(self) -> Policy:
+        if self._policy is None:
+            self._policy = load_policy(self.config.model, derive_seed(self.config.seed, "lora"))
+            if self.config.model.start:
+                self._policy.load_adapter(Path(self.config.model.start))
+        return self._policy
+
+    @property
+    def prompter(self) -> Prompter:
+        return Prompter(self.policy.tokenizer, self.config.prompt)
+
+    def timed(self, name: str) -> Callable[[], None]:
+        start = time.monotonic()
+
+        def stop() -> None:
+            self.timings[name] = self.timings.get(name, 0) + time.monotonic() - start
+
+        return stop
+
+    # ---- data --------------------------------------------------------------------------------------
+
+    def heldout_splits(self, file: TrajectoryFile) -> list[str]:
+        return sorted(set(file.splits) - {"train"})
+
+    def trajectories(self) -> TrajectoryFile:
+        path = self.run.path / "trajectories.jsonl"
+        if not path.is_file():
+            stop = self.timed("collect")
+            with explain_full_disk(self.run.path), Bar(self.console, "collect") as bar:
+                write_jsonl(path, self._trajectory_rows(bar))
+            stop()
+        file = TrajectoryFile(path, self.config.env.skip_bad_rows)
+        if not len(file.states("train")):
+            raise UserError(f"{path}: no trajectory of split train; see its split fields")
+        if file.failed:
+            self.console.print(f"note: {file.failed} failed trajectories are not imitated")
+        return file
+
+    def _trajectory_rows(self, bar: Bar) -> Iterator[dict]:
+        config, seed = self.config.env, derive_seed(self.config.seed, "collect")
+        if config.trajectories:
+            rows = import_rows(config.trajectories, config.columns, config.skip_bad_rows)
+            return map(to_row, self._with_heldout(rows))
+        splits = {"train": config.train_tasks}
+        splits |= {split: config.heldout_tasks for split in self.config.eval.splits}
+        bar.start(sum(splits.values()))
+
+        def played() -> Iterator[Trajectory]:
+            (env,) = self.envs(1)
+            for split, n in splits.items():
+                for trajectory in collect(env, split, n, seed, f"{config.name} expert"):
+                    bar.advance()
+                    self.run.stopper.check()
+                    yield trajectory
+
+        return map(to_row, played())
+
+    def _with_heldout(self, rows: Iterator[Trajectory]) -> Iterator[Trajectory]:
+        """A source that is all "train" gets a held-out part; one with splits of its own keeps them."""
+        first = next(rows, None)
+        if first is None:
+            raise UserError(f"{self.config.env.trajectories}: no trajectories in it")
+
+        def all_rows() -> Iterator[Trajectory]:
+            yield first
+            yield from rows
+
+        if first.split == "train" and self.config.env.heldout_share:
+            return (
+                t if t.split != "train" else next(hold_out([t], self.config.env.heldout_share))
+                for t in all_rows()
+            )
+        return all_rows()
+
+    def pairs(self, file: TrajectoryFile) -> list[ActionPair]:
+        """Train and held-out pairs by the initial policy; made once, before anything is trained."""
+        path = self.run.path / "pairs.jsonl"
+        if not path.is_file():
+            given = self.config.pairs.file
+            stop = self.timed("pairs")
+            with explain_full_disk(self.run.path):
+                if given:
+                    rows = read_pairs(Path(given), self.config.env.skip_bad_rows)
+                    write_jsonl(path, (pair_row(p, 10**9) for p in rows))
+                else:
+                    counts: dict[str, Counter] = {}
+                    write_jsonl(path, self._pair_rows(file, counts))
+                    write_json(self.run.path / "pairs.counts.json", counts)
+            stop()
+        return read_pairs(path)
+
+    def _pair_rows(self, file: TrajectoryFile, counts: dict[str, Counter]) -> Iterator[dict]:
+        for split in ("train", *self.heldout_splits(file)):
+            states = file.states(split)
+            provenance = {
+                "model": self.policy.name,
+                "adapter": self.config.model.start or None,
+                "seed": derive_seed(self.config.seed, "pairs", split),
+                "temperature": self.config.pairs.temperature,
+            }
+            counts[split] = Counter()
+            made = make_pairs(
+                self.policy, self.prompter, states, self.config.pairs, provenance, counts[split]
+            )
+            for pair in made:
+                self.run.stopper.check()
+                yield pair_row(replace(pair, split=split), self.config.prompt.history)
+            shown = ", ".join(f"{k} {v}" for k, v in counts[split].items())
+            self.console.print(f"pairs ({split}): {shown}", highlight=False)
+            if split == "train" and not counts[split]["kept"]:
+                raise UserError(
+                    f"pairs: all alternatives were filtered out ({shown}); raise pairs.k or "
+                    "pairs.temperature, or check prompt.form against what the model replies"
+                )
+
+    # ---- measuring ---------------------------------------------------------------------------------
+
+    def evaluate(
+        self, name: str, folder: Path, file: TrajectoryFile, pairs: list[ActionPair]
+    ) -> dict[str, Any]:
+        """Evaluate the policy as it is now, or read back the evaluation that is already there."""
+        import json
+
+        path = folder / "eval.json"
+        if path.is_file():
+            return json.loads(path.read_text())
+        stop = self.timed("evaluate")
+        config, seed = self.config.eval, derive_seed(self.config.seed, "eval")
+        heldout = self.heldout_splits(file)
+        wins = Counter()  # type: Counter[bool]
+        with Bar(self.console, f"eval {name}") as bar:
+            envs = self.envs(min(self.config.env.parallel, config.episodes or 1))
+            bar.start(len(config.splits) * config.episodes if envs else 0)
+
+            def on_done(episode: Episode) -> None:
+                wins[episode.success] += 1
+                bar.advance({"success": wins[True] / wins.total()})
+                self.run.stopper.check()
+
+            results, episodes = evaluate(
+                self.policy,
+                self.prompter,
+                config,
+                seed,
+                envs,
+                _sample_states(file, heldout, config.states, seed),
+                _sample_pairs([p for p in pairs if p.split != "train"], config.pairs, seed),
+                on_done,
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_jsonl(folder / "episodes.jsonl", map(_episode_row, episodes))
+        write_json(path, results)
+        stop()
+        return results
+
+    # ---- the recipe --------------------------------------------------------------------------------
+
+    def recipe(self) -> dict[str, Any]:
+        """Run everything that is not done yet. Returns what results.json holds."""
+        file = self.trajectories()
+        needs_pairs = "act" in self.config.recipe or self.config.eval.pairs
+        pairs = self.pairs(file) if needs_pairs else []
+        results = {"base": self.evaluate("base", self.run.path / "stages" / "0-base", file, pairs)}
+        train_pairs = [p for p in pairs if p.split == "train"]
+        for number, name in enumerate(self.config.recipe, start=1):
+            key, folder = f"{number}-{name}", self.run.stage(number, name)
+            if (folder / "adapter").is_dir():
+                self.policy.load_adapter(folder / "adapter")
+            else:
+                stop = self.timed(key)
+                with Bar(self.console, key) as bar:
+                    self._train(number, name, file.states("train"), train_pairs, bar)
+                stop()
+            results[key] = self.evaluate(key, folder, file, pairs)
+        return {"results": results, "seconds": {k: round(v, 1) for k, v in self.timings.items()}}
+
+    def _train(self, number: int, name: str, states: Any, pairs: list[ActionPair], bar: Bar) -> None:
+        if name == "act" and not pairs:
+            raise UserError("stage.act: there are no train pairs; see pairs.counts.json")
+        stage = Stage(
+            self.policy,
+            self.prompter,
+            getattr(self.config.stage, name),
+            states,
+            pairs,
+            StageLog(self.run, number, name, bar),
+            derive_seed(self.config.seed, "stage", number, name),
+        )
+        load_stage(name)(stage)
+
+
+def _sample_states(
+    file: TrajectoryFile, splits: list[str], n: int, seed: int
+) -> list[tuple[State, str]]:
+    states = file.states(*splits)
+    chosen = np.random.default_rng([seed, 1]).permutation(len(states))[:n]
+    return [states[int(i)] for i in sorted(chosen)]
+
+
+def _sample_pairs(pairs: list[ActionPair], n: int, seed: int) -> list[ActionPair]:
+    chosen = np.random.default_rng([seed, 2]).permutation(len(pairs))[:n]
+    return [pairs[int(i)] for i in sorted(chosen)]
+
+
+def _episode_row(episode: Episode) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(episode)
+
+
+def environment(config: Config) -> dict[str, Any]:
+    """Versions, machine and command: what is needed to repeat a run."""
+    import os
+
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "backend": resolve_backend(config.model.backend),
+        "seed": config.seed,
+        "command": sys.argv[1:],
+    }
+
+
+def start_run(
+    config: Config, out: Path, console: Console, only_pairs: bool = False
+) -> dict[str, Any]:
+    """Run a config in a new folder, or go on in one that holds the same config."""
+    saved = out / "config.yaml"
+    if saved.is_file():
+        before = to_dict(load_config(saved))
+        changed = [k for k, v in to_dict(config).items() if before[k] != v]
+        if changed:
+            raise UserError(
+                f"{out}: holds a run whose {changed[0]!r} differs; choose another --out, or go on "
+                f"with miniact run --resume {out}"
+            )
+    with RunFolder(out) as run, Pipeline(config, run, console) as pipeline:
+        if not saved.is_file():
+            write_text(saved, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+            write_json(out / "environment.json", environment(config))
+        if only_pairs:
+            pipeline.pairs(pipeline.trajectories())
+            console.print(f"pairs: {out / 'pairs.jsonl'}", highlight=False)
+            return {}
+        results = pipeline.recipe()
+        with explain_full_disk(out):
+            write_report(out, results, console)
+        return results
+
+
+def resume_run(out: Path, console: Console) -> dict[str, Any]:
+    if not (out / "config.yaml").is_file():
+        raise UserError(f"{out}: no config.yaml; expected the folder of a miniact run")
+    return start_run(load_config(out / "config.yaml"), out, console)
+
+
+def collect_to(config: Config, out: Path, console: Console) -> None:
+    """Write expert trajectories to a file of the user's choice."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent) as folder, RunFolder(Path(folder)) as run:
+        with Pipeline(config, run, console) as pipeline:
+            file = pipeline.trajectories()
+            file.path.replace(out)
+    console.print(f"{len(file)} trajectories: {out}", highlight=False)

@@ -1,0 +1,177 @@
+"""The end of a run: results.json, a table for the terminal, and curves.png."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from miniact.runs import write_json, write_text
+
+
+def _percent(rate: dict[str, Any] | None, interval: bool = False) -> str:
+    if not rate or rate["value"] is None:
+        return "–"
+    text = f"{100 * rate['value']:.1f}"
+    if interval:
+        text += f" [{100 * rate['low']:.0f}–{100 * rate['high']:.0f}]"
+    return text
+
+
+def columns(results: dict[str, Any]) -> list[tuple[str, Any]]:
+    """(heading, function from one evaluation to a cell), for whatever was measured."""
+    any_result = next(iter(results.values()))
+    cells: list[tuple[str, Any]] = []
+    for split in any_result.get("splits", {}):
+        cells.append(
+            (f"success {split} %", lambda r, s=split: _percent(r["splits"][s]["success"], True))
+        )
+    if "splits" in any_result:
+        cells.append(("stuck %", lambda r: _mean_percent(r, "repeats_failure")))
+    if "next_action" in any_result:
+        cells.append(("next action %", lambda r: _percent(r["next_action"]["accuracy"])))
+    if "judgement" in any_result:
+        for heading, name in (
+            ("judgement %", "accuracy"),
+            ("valid %", "valid"),
+            ("given valid %", "given_valid"),
+            ("1st / 2nd %", ""),
+            ("implicit %", "implicit"),
+        ):
+            if name:
+                cells.append((heading, lambda r, n=name: _percent(r["judgement"][n])))
+            else:
+                cells.append((heading, _by_position))
+    return cells
+
+
+def _by_position(r: dict[str, Any]) -> str:
+    j = r["judgement"]
+    return f"{_percent(j['expert_first'])} / {_percent(j['expert_second'])}"
+
+
+def _mean_percent(r: dict[str, Any], name: str) -> str:
+    values = [s[name]["value"] for s in r["splits"].values() if s[name]["value"] is not None]
+    return f"{100 * sum(values) / len(values):.1f}" if values else "–"
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("after")
+    cells = columns(results)
+    for heading, _ in cells:
+        table.add_column(heading, justify="right")
+    for name, result in results.items():
+        table.add_row(name, *(cell(result) for _, cell in cells))
+    return table
+
+
+def write_report(folder: Path, outcome: dict[str, Any], console: Console) -> None:
+    """Write results.json, results.txt and curves.png; print the table and where everything is."""
+    if (folder / "results.json").is_file():  # keep the timings of the parts that ran before
+        before = json.loads((folder / "results.json").read_text()).get("seconds", {})
+        outcome = {**outcome, "seconds": {**before, **outcome["seconds"]}}
+    write_json(folder / "results.json", outcome)
+    table = results_table(outcome["results"])
+    plain = Console(width=200, record=True, file=io.StringIO())
+    plain.print(table)
+    write_text(folder / "results.txt", plain.export_text())
+    draw_curves(folder, outcome["results"])
+    console.print()
+    console.print(table)
+    spent = ", ".join(f"{k} {v:.0f} s" for k, v in outcome["seconds"].items())
+    console.print(f"\ntime: {spent}", highlight=False, soft_wrap=True)
+    console.print(f"run folder: {folder}  (results.json, curves.png, metrics.jsonl, samples/)")
+
+
+def read_metrics(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """metrics.jsonl by stage, in order."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    file = folder / "metrics.jsonl"
+    for line in file.read_text().splitlines() if file.is_file() else []:
+        row = json.loads(line)
+        stages.setdefault(row["stage"], []).append(row)
+    return stages
+
+
+def draw_curves(folder: Path, results: dict[str, Any]) -> None:
+    """One panel per stage with its learning curve, and one with the success after each stage."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    stages = read_metrics(folder)
+    panels = len(stages) + 1
+    figure, axes = plt.subplots(1, panels, figsize=(3.6 * panels, 3.2), layout="constrained")
+    axes = [axes] if panels == 1 else list(axes)
+    for axis, (name, rows) in zip(axes, stages.items()):
+        _draw_stage(axis, name, rows)
+    _draw_results(axes[-1], results)
+    figure.savefig(folder / "curves.part.png", dpi=130)
+    plt.close(figure)
+    (folder / "curves.part.png").replace(folder / "curves.png")
+
+
+def _smooth(values: list[float], window: int) -> list[float]:
+    return [
+        sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))
+    ]
+
+
+def _draw_stage(axis: Any, name: str, rows: list[dict[str, Any]]) -> None:
+    if "reward" in rows[0]:
+        shown = {"correct": "C0", "valid": "C2", "zero_variance": "C7"}
+    else:
+        shown = {"loss": "C3"}
+    window = max(1, len(rows) // 12)
+    for metric, colour in shown.items():
+        steps = [r["step"] for r in rows if metric in r]
+        values = [r[metric] for r in rows if metric in r]
+        axis.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
+        label = metric.replace("_", " ")
+        axis.plot(steps, _smooth(values, window), color=colour, label=label)
+    if "reward" in rows[0]:
+        axis.set_ylim(-0.02, 1.02)
+    else:
+        axis.set_ylim(bottom=0)
+    axis.set_title(name)
+    axis.set_xlabel("step")
+    axis.legend(fontsize=8, frameon=False)
+    axis.grid(alpha=0.2)
+
+
+def _draw_results(axis: Any, results: dict[str, Any]) -> None:
+    """Rates after each stage, with their 95 % intervals."""
+    names = list(results)
+    first = results[names[0]]
+    series = {f"success {s}": ("splits", s, "success") for s in first.get("splits", {})}
+    if "judgement" in first:
+        series["judgement, given valid"] = ("judgement", "given_valid")
+    if "next_action" in first:
+        series["next action"] = ("next_action", "accuracy")
+    for offset, (label, path) in enumerate(series.items()):
+        found = []
+        for name in names:
+            value = results[name]
+            for part in path:
+                value = value[part]
+            found.append(value)
+        xs = [i + 0.06 * offset for i, f in enumerate(found) if f["value"] is not None]
+        seen = [f for f in found if f["value"] is not None]
+        ys = [100 * f["value"] for f in seen]
+        spread = [
+            [y - 100 * f["low"] for y, f in zip(ys, seen)],
+            [100 * f["high"] - y for y, f in zip(ys, seen)],
+        ]
+        axis.errorbar(xs, ys, spread, marker="o", markersize=4, capsize=2, label=label)
+    axis.set_xticks(range(len(names)), names, fontsize=8)
+    axis.set_ylim(0, 100)
+    axis.set_ylabel("%, held out, 95 % interval")
+    axis.set_title("after each stage")
+    axis.legend(fontsize=7, frameon=False)
+    axis.grid(alpha=0.2)

@@ -1,0 +1,157 @@
+"""Group advantages and token weights: each by the identity that defines it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from miniact.grpo import EPSILON, advantages, is_live, make_group, token_weights, weigh
+from miniact.types import Completion, Group, Sample
+
+# rewards in 64ths: sums and shifts of them are exact, so that only the code's own rounding is tested
+REWARD = st.integers(-64, 128).map(lambda n: n / 64)
+REWARDS = st.lists(REWARD, min_size=2, max_size=16).map(np.array)
+VARIANTS = st.sampled_from(["grpo", "dapo", "dr_grpo"])
+LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=20)
+
+
+# ---- advantages --------------------------------------------------------------------------------------
+
+
+@given(REWARDS, st.booleans())
+def test_advantages_sum_to_zero(reward_G, scale):
+    assert advantages(reward_G, scale).sum() == pytest.approx(0, abs=1e-9)
+
+
+@given(REWARDS, st.booleans(), st.integers(-100, 100))
+def test_advantages_ignore_a_shift_of_the_rewards(reward_G, scale, shift):
+    np.testing.assert_allclose(
+        advantages(reward_G + shift, scale), advantages(reward_G, scale), atol=1e-9
+    )
+
+
+@given(st.floats(-1e6, 1e6), st.integers(1, 16), st.booleans())
+def test_a_constant_group_gets_exact_zeros(reward, size, scale):
+    # 0.1 + 0.1 + 0.1 is not 0.3: a mean that is off by one bit must not become an advantage
+    assert advantages(np.full(size, reward), scale).tolist() == [0.0] * size
+
+
+@given(REWARDS, st.sampled_from([0.5, 2.0, 10.0, 1000.0]))
+def test_scaled_advantages_ignore_the_scale_of_the_rewards_up_to_epsilon(reward_G, factor):
+    spread = reward_G.std(ddof=1)
+    assume(spread > 0)
+    one_G, other_G = advantages(reward_G), advantages(factor * reward_G)
+    slack = EPSILON / (spread * min(1, factor))
+    assert (np.abs(other_G - one_G) <= np.abs(one_G) * slack + 1e-12).all()
+    np.testing.assert_allclose(
+        advantages(factor * reward_G, scale=False), factor * advantages(reward_G, scale=False)
+    )
+
+
+@given(REWARDS, st.randoms(use_true_random=False))
+def test_advantages_follow_their_rewards(reward_G, random):
+    """Order in the group does not matter, and the better answer has the higher advantage."""
+    order = random.sample(range(len(reward_G)), len(reward_G))
+    advantage_G = advantages(reward_G)
+    np.testing.assert_allclose(advantages(reward_G[order]), advantage_G[order], atol=1e-12)
+    above = reward_G[:, None] > reward_G[None, :]
+    assert (advantage_G[:, None] > advantage_G[None, :])[above].all()
+
+
+@given(REWARDS)
+def test_advantages_are_the_textbook_formula(reward_G):
+    mean = sum(reward_G) / len(reward_G)
+    std = (sum((r - mean) ** 2 for r in reward_G) / (len(reward_G) - 1)) ** 0.5
+    np.testing.assert_allclose(
+        advantages(reward_G), [(r - mean) / (std + 1e-4) for r in reward_G], atol=1e-12
+    )
+
+
+def test_nearly_equal_rewards_stay_finite_and_small():
+    advantage_G = advantages(np.array([1.0, 1.0 + 1e-12]))
+    assert np.isfinite(advantage_G).all() and np.abs(advantage_G).max() < 1e-6
+
+
+def test_rewards_may_be_integers():
+    assert advantages(np.array([1, 0]), scale=False).tolist() == [0.5, -0.5]
+
+
+# ---- token weights -----------------------------------------------------------------------------------
+
+
+@given(LENGTHS)
+def test_grpo_gives_every_completion_the_same_say(lengths):
+    weights = token_weights(lengths, "grpo", 50)
+    np.testing.assert_allclose(weights * lengths, 1 / len(lengths))
+
+
+@given(LENGTHS)
+def test_dapo_gives_every_token_the_same_say(lengths):
+    weights = token_weights(lengths, "dapo", 50)
+    assert len(set(weights)) == 1
+    assert weights @ lengths == pytest.approx(1)
+
+
+@given(LENGTHS)
+def test_dr_grpo_divides_by_a_constant(lengths):
+    weights = token_weights(lengths, "dr_grpo", 50)
+    np.testing.assert_allclose(weights, 1 / (50 * len(lengths)))
+
+
+@given(st.integers(1, 20), st.integers(1, 50))
+def test_for_answers_of_full_length_all_variants_are_one(n, length):
+    weights = [token_weights([length] * n, v, length) for v in ("grpo", "dapo", "dr_grpo")]
+    np.testing.assert_allclose(weights, 1 / (n * length))
+
+
+def test_an_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="bnpo"):
+        token_weights([1], "bnpo", 1)
+
+
+# ---- groups ------------------------------------------------------------------------------------------
+
+
+def samples(lengths):
+    return [Sample((7,) * n, tuple(-0.5 * t for t in range(n)), "x", "end") for n in lengths]
+
+
+def test_make_group_keeps_what_was_sampled():
+    group = make_group([1, 2], samples([3, 1]), np.array([0.5, -0.5]))
+    assert group.prompt == (1, 2)
+    assert [c.tokens for c in group.completions] == [(7, 7, 7), (7,)]
+    assert [c.advantage for c in group.completions] == [0.5, -0.5]
+    assert group.completions[0].old_logps.tolist() == [0.0, -0.5, -1.0]
+    assert group.completions[0].ref_logps is None
+
+
+def test_make_group_refuses_a_count_that_does_not_match():
+    with pytest.raises(ValueError):
+        make_group([1], samples([1, 1]), np.zeros(3))
+
+
+@given(st.lists(LENGTHS, max_size=5), VARIANTS)
+def test_weigh_spreads_the_weights_of_the_whole_batch(batch, variant):
+    groups = [make_group([1], samples(ns), np.arange(len(ns))) for ns in batch]
+    weighed = weigh(groups, variant, 50)
+    flat = [n for ns in batch for n in ns]
+    got = [c.weight for g in weighed for c in g.completions]
+    np.testing.assert_allclose(got, token_weights(flat, variant, 50) if flat else [])
+    for before, after in zip(groups, weighed, strict=True):
+        assert after.prompt == before.prompt
+        assert [(c.tokens, c.advantage) for c in after.completions] == [
+            (c.tokens, c.advantage) for c in before.completions
+        ]
+
+
+@given(REWARDS)
+def test_a_group_is_live_unless_all_its_rewards_are_equal(reward_G):
+    group = make_group([1], samples([1] * len(reward_G)), advantages(reward_G))
+    assert is_live(group) == (len(set(reward_G)) > 1)
+
+
+def test_imitation_has_weight_one_and_no_advantage():
+    completion = Completion((1,))
+    assert completion.weight == 1 and not is_live(Group((1,), (completion,)))
