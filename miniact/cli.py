@@ -49,7 +49,9 @@ def find_config(name: str) -> Path:
     shipped = Path(__file__).parent / "tiny_configs" / f"{Path(name).stem}.yaml"
     if shipped.is_file():
         return shipped
-    raise UserError(f"{name}: no such config file; expected a YAML file or the name of a shipped one")
+    raise UserError(
+        f"{name}: no such config file; expected a YAML file or the name of a shipped one"
+    )
 
 
 def config_options(command: Callable) -> Callable:
@@ -57,14 +59,20 @@ def config_options(command: Callable) -> Callable:
     options = [
         click.argument("arguments", nargs=-1, metavar="[CONFIG] [KEY=VALUE]..."),
         click.option("--seed", type=int, help="Shorthand for seed=…"),
-        click.option("--backend", type=click.Choice(["auto", "torch", "mlx"]), help="Who computes."),
+        click.option(
+            "--backend", type=click.Choice(["auto", "torch", "mlx"]), help="Who computes."
+        ),
         click.option("--skip-bad-rows", is_flag=True, help="Count malformed rows and go on."),
     ]
     return functools.reduce(lambda f, option: option(f), reversed(options), command)
 
 
 def read_config(
-    arguments: tuple[str, ...], seed: int | None, backend: str | None, skip_bad_rows: bool, *more: str
+    arguments: tuple[str, ...],
+    seed: int | None,
+    backend: str | None,
+    skip_bad_rows: bool,
+    *more: str,
 ) -> Config:
     from miniact.config import load_config
 
@@ -103,7 +111,9 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: under runs/).")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
 @friendly
-def run(arguments, seed, backend, skip_bad_rows, recipe, out, resume):  # type: ignore[no-untyped-def]
+def run(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    arguments, seed, backend, skip_bad_rows, recipe, out, resume
+):
     """Train and evaluate a whole recipe (default: il,act,rl)."""
     from rich.console import Console
 
@@ -235,7 +245,9 @@ def play(arguments, seed, backend, skip_bad_rows, adapter, watch, split, task): 
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Model folder to write.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Model folder to write."
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--steps", default=1500, show_default=True)
 @click.option("--batch", default=32, show_default=True, help="Texts per step.")
@@ -260,7 +272,6 @@ def show_config(arguments, seed, backend, skip_bad_rows):  # type: ignore[no-unt
 
     config = read_config(arguments, seed, backend, skip_bad_rows)
     click.echo(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), nl=False)
-
 
 
 if __name__ == "__main__":

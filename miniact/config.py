@@ -220,6 +220,11 @@ def _build(cls: type, data: Any, where: str) -> Any:
     return cls(**values)
 
 
+def _thinks(config: Config) -> bool:
+    stages = (config.stage.il, config.stage.act, config.stage.rl, config.pairs)
+    return any(s.thinking for s in stages) or config.eval.thinking or config.eval.judge_thinking
+
+
 def _validate(config: Config) -> Config:
     for i, name in enumerate(config.recipe):
         if name not in STAGES:
@@ -237,6 +242,18 @@ def _validate(config: Config) -> Config:
     if config.stage.rl.admissible_credit >= 1 - config.stage.rl.format_weight:
         raise UserError(
             "stage.rl.admissible_credit: would outrank correctness, use a smaller value"
+        )
+    if config.prompt.form == "plain" and _thinks(config):
+        raise UserError(
+            "prompt.form: plain replies hold no reasoning; use tags, or thinking: false"
+        )
+    longest = config.prompt.max_tokens + max(
+        config.stage.act.max_tokens, config.stage.rl.max_tokens, config.eval.max_tokens
+    )
+    if longest > config.model.max_tokens_per_batch:
+        raise UserError(
+            f"model.max_tokens_per_batch: {config.model.max_tokens_per_batch} is less than one "
+            f"prompt and its answer, {longest}; raise it, or lower prompt.max_tokens"
         )
     if config.env.name == "none" and not config.env.trajectories:
         raise UserError("env.trajectories: expected a file of expert steps, since env.name is none")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     p, z2 = successes / n, Z95 * Z95
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return (max(0.0, centre - half), min(1.0, centre + half))
+    return (min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)))
 
 
 def rate(hits: Sequence[bool]) -> dict[str, Any]:
@@ -132,29 +133,38 @@ def implicit_judgements(
     return [bool(a.sum() > b.sum()) for a, b in policy.logprobs(groups)]
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """What to measure on: worlds to act in, expert states, pairs. Whatever is empty is left out."""
+
+    envs: Sequence[Env] = ()
+    states: Sequence[tuple[State, str]] = ()
+    pairs: Sequence[ActionPair] = ()
+
+
 def evaluate(
     policy: Policy,
     prompter: Prompter,
     config: EvalConfig,
     seed: int,
-    envs: Sequence[Env] = (),
-    states: Sequence[tuple[State, str]] = (),
-    pairs: Sequence[ActionPair] = (),
+    held_out: HeldOut,
     on_done: Callable[[Episode], None] = lambda episode: None,
 ) -> tuple[dict[str, Any], list[Episode]]:
     """Everything that can be measured with what is given. Returns (results, episodes)."""
     results: dict[str, Any] = {}
     played: list[Episode] = []
-    options = PlayOptions(config.temperature, config.max_tokens, config.thinking)
-    if envs and config.episodes:
+    options = PlayOptions(config.temperature, config.max_tokens, config.thinking, seed)
+    if held_out.envs and config.episodes:
         results["splits"] = {}
         for split in config.splits:
-            tasks = envs[0].tasks(split, config.episodes, seed)
-            episodes = play_episodes(policy, prompter, envs, tasks, options, seed, on_done)
+            tasks = held_out.envs[0].tasks(split, config.episodes, seed)
+            episodes = play_episodes(policy, prompter, held_out.envs, tasks, options, on_done)
             results["splits"][split] = evaluate_episodes(episodes)
             played += episodes
-    if states:
-        results["next_action"] = next_action_accuracy(policy, prompter, states, config, seed)
-    if pairs:
-        results["judgement"] = judgement_accuracy(policy, prompter, pairs, config, seed)
+    if held_out.states:
+        results["next_action"] = next_action_accuracy(
+            policy, prompter, held_out.states, config, seed
+        )
+    if held_out.pairs:
+        results["judgement"] = judgement_accuracy(policy, prompter, held_out.pairs, config, seed)
     return results, played

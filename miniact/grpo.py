@@ -120,14 +120,14 @@ def grpo_step(
     score(i, sample) judges an answer to prompts[i]. Returns (metrics, rollouts). When no group is live
     nothing is updated, and the metric `live_groups` is 0.
     """
-    answers = policy.sample(
-        prompts, config.group_size, config.max_tokens, config.temperature, seed
-    )
+    answers = policy.sample(prompts, config.group_size, config.max_tokens, config.temperature, seed)
     rollouts = []
     for i, (prompt, samples) in enumerate(zip(prompts, answers)):
         scored = [score(i, sample) for sample in samples]
         reward_G = np.array([s.reward for s in scored])
-        rollouts.append(Rollout(prompt, samples, scored, advantages(reward_G, config.scale_rewards)))
+        rollouts.append(
+            Rollout(prompt, samples, scored, advantages(reward_G, config.scale_rewards))
+        )
     metrics = describe(rollouts)
     groups = weigh(
         [make_group(r.prompt, r.samples, r.advantages) for r in rollouts],
@@ -141,9 +141,7 @@ def grpo_step(
     return metrics, rollouts
 
 
-def update(
-    policy: Policy, groups: list[Group], config: GRPOConfig, lr: float
-) -> dict[str, float]:
+def update(policy: Policy, groups: list[Group], config: GRPOConfig, lr: float) -> dict[str, float]:
     """`config.updates` optimizer steps on one sampled batch; the metrics are the last one's."""
     if config.beta > 0:
         groups = with_reference(policy, groups, config.temperature)
@@ -163,9 +161,7 @@ def with_reference(policy: Policy, groups: list[Group], temperature: float) -> l
     """Fill in log π_ref of every completion."""
     scored = policy.logprobs(groups, temperature, reference=True)
     return [
-        replace(
-            g, completions=tuple(replace(c, ref_logps=r) for c, r in zip(g.completions, refs))
-        )
+        replace(g, completions=tuple(replace(c, ref_logps=r) for c, r in zip(g.completions, refs)))
         for g, refs in zip(groups, scored)
     ]
 

@@ -10,6 +10,7 @@ per micro-batch would, whenever lengths differ.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ class Tokens:
     advantage_N: Array  # A_i of the completion that the token belongs to
     old_logp_N: Array  # log π_old, nats
     ref_logp_N: Array  # log π_ref, nats
+
+
+Loss = Callable[[Any, Array, Tokens], tuple[Array, dict[str, Array]]]  # (xp, logp_N, tokens)
 
 
 def cross_entropy(xp: Any, logp_N: Array, tokens: Tokens) -> tuple[Array, dict[str, Array]]:

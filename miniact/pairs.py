@@ -91,9 +91,7 @@ def make_pairs(
     for at in range(0, len(chosen), SAMPLED_AT_ONCE):
         batch = [states[i] for i in chosen[at : at + SAMPLED_AT_ONCE]]
         prompts = [prompter.action(state, config.thinking).tokens for state, _ in batch]
-        replies = policy.sample(
-            prompts, config.k, config.max_tokens, config.temperature, seed + at
-        )
+        replies = policy.sample(prompts, config.k, config.max_tokens, config.temperature, seed + at)
         for (state, expert), samples in zip(batch, replies):
             sampled = [prompter.parse_action(s.text) for s in samples]
             check = state.admissible if config.drop_inadmissible else None
@@ -161,5 +159,3 @@ def read_pairs(path: Path, skip_bad_rows: bool = False) -> list[ActionPair]:
     if not pairs:
         raise UserError(f"{path}: no pairs; see the counts of the filters, or raise pairs.k")
     return pairs
-
-

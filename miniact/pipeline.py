@@ -7,6 +7,7 @@ A file or folder that exists is a step that is done, so going on after a kill is
 
 from __future__ import annotations
 
+import importlib
 import platform
 import sys
 import time
@@ -26,7 +27,7 @@ from rich.console import Console
 from miniact.config import Config, load_config, to_dict
 from miniact.envs import Env, make_env
 from miniact.errors import UserError
-from miniact.evaluate import evaluate
+from miniact.evaluate import HeldOut, evaluate
 from miniact.pairs import make_pairs, read_pairs
 from miniact.pairs import to_row as pair_row
 from miniact.policy import Policy, load_policy, resolve_backend
@@ -35,7 +36,7 @@ from miniact.prompts import Prompter
 from miniact.report import write_report
 from miniact.rollout import Episode
 from miniact.runs import RunFolder, StageLog, explain_full_disk, write_json, write_text
-from miniact.stages import Stage, load_stage
+from miniact.stages import Stage
 from miniact.trajectories import (
     TrajectoryFile,
     collect,
@@ -127,7 +128,7 @@ class Pipeline:
             rows = import_rows(config.trajectories, config.columns, config.skip_bad_rows)
             return map(to_row, self._with_heldout(rows))
         splits = {"train": config.train_tasks}
-        splits |= {split: config.heldout_tasks for split in self.config.eval.splits}
+        splits |= dict.fromkeys(self.config.eval.splits, config.heldout_tasks)
         bar.start(sum(splits.values()))
 
         def played() -> Iterator[Trajectory]:
@@ -227,9 +228,11 @@ class Pipeline:
                 self.prompter,
                 config,
                 seed,
-                envs,
-                _sample_states(file, heldout, config.states, seed),
-                _sample_pairs([p for p in pairs if p.split != "train"], config.pairs, seed),
+                HeldOut(
+                    envs,
+                    _sample_states(file, heldout, config.states, seed),
+                    _sample_pairs([p for p in pairs if p.split != "train"], config.pairs, seed),
+                ),
                 on_done,
             )
         folder.mkdir(parents=True, exist_ok=True)
@@ -259,7 +262,9 @@ class Pipeline:
             results[key] = self.evaluate(key, folder, file, pairs)
         return {"results": results, "seconds": {k: round(v, 1) for k, v in self.timings.items()}}
 
-    def _train(self, number: int, name: str, states: Any, pairs: list[ActionPair], bar: Bar) -> None:
+    def _train(
+        self, number: int, name: str, states: Any, pairs: list[ActionPair], bar: Bar
+    ) -> None:
         if name == "act" and not pairs:
             raise UserError("stage.act: there are no train pairs; see pairs.counts.json")
         stage = Stage(
@@ -271,7 +276,7 @@ class Pipeline:
             StageLog(self.run, number, name, bar),
             derive_seed(self.config.seed, "stage", number, name),
         )
-        load_stage(name)(stage)
+        importlib.import_module(f"miniact.stages.{name}").run(stage)
 
 
 def _sample_states(
@@ -351,8 +356,11 @@ def resume_run(out: Path, console: Console) -> dict[str, Any]:
 def collect_to(config: Config, out: Path, console: Console) -> None:
     """Write expert trajectories to a file of the user's choice."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent) as folder, RunFolder(Path(folder)) as run:
-        with Pipeline(config, run, console) as pipeline:
-            file = pipeline.trajectories()
-            file.path.replace(out)
+    with (
+        TemporaryDirectory(dir=out.parent) as folder,
+        RunFolder(Path(folder)) as run,
+        Pipeline(config, run, console) as pipeline,
+    ):
+        file = pipeline.trajectories()
+        file.path.replace(out)
     console.print(f"{len(file)} trajectories: {out}", highlight=False)

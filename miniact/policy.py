@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +16,8 @@ import numpy as np
 
 from miniact.config import ModelConfig
 from miniact.errors import UserError
-from miniact.losses import Array, Tokens
+from miniact.losses import Loss
 from miniact.types import Group, Sample
-
-Loss = Callable[[Any, Array, Tokens], tuple[Array, dict[str, Array]]]
 
 
 class Policy(Protocol):

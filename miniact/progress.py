@@ -44,7 +44,9 @@ class Bar:
                 console=self.console,
             )
             self._bar.start()
-            self._task = self._bar.add_task(self.name, total=total, completed=done, rate="", info="")
+            self._task = self._bar.add_task(
+                self.name, total=total, completed=done, rate="", info=""
+            )
 
     def advance(self, metrics: dict[str, float] | None = None) -> None:
         """One unit is done. The metrics shown are running means (over about 10 units)."""

@@ -72,8 +72,10 @@ class Prompter:
         template = getattr(tokenizer, "chat_template", None) or ""
         self._has_template = bool(template)
         self._switches_thinking = "enable_thinking" in template
-        control = [t for t in tokenizer.get_added_vocab() if len(t) > 1]
-        self._control = re.compile("|".join(map(re.escape, sorted(control)))) if control else None
+        control = [t for t in tokenizer.get_added_vocab() if len(t.strip()) > 1]  # no runs of space
+        # matches only the first character of a token, so that overlapping tokens are all found
+        starts = [f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in sorted(control)]
+        self._control = re.compile("|".join(starts)) if starts else None
 
     # ---- writing ---------------------------------------------------------------------------------
 
@@ -123,7 +125,7 @@ class Prompter:
         """Foreign text, made harmless: neither our tags nor the tokenizer's control tokens survive."""
         text = escape(text)
         if self._control:
-            text = self._control.sub(lambda m: m[0][0] + "\\" + m[0][1:], text)
+            text = self._control.sub(lambda m: m[0] + "\\", text)
         return text
 
     def _ask_action(self, thinking: bool) -> str:
@@ -158,7 +160,7 @@ class Prompter:
         plain = self.config.form == "plain"
         lines = [self.quote(state.task) if plain else f"Task: {self.quote(state.task)}"]
         if missing:
-            lines.append("..." if plain else f"[{missing} earlier steps are left out here]")
+            lines.append("…" if plain else f"[{missing} earlier steps are left out here]")
         for observation, action in past:
             if plain:
                 lines += [self.quote(observation), f"> {self.quote(action)}"]

@@ -165,8 +165,8 @@ def _draw_results(axis: Any, results: dict[str, Any]) -> None:
         seen = [f for f in found if f["value"] is not None]
         ys = [100 * f["value"] for f in seen]
         spread = [
-            [y - 100 * f["low"] for y, f in zip(ys, seen)],
-            [100 * f["high"] - y for y, f in zip(ys, seen)],
+            [max(0, y - 100 * f["low"]) for y, f in zip(ys, seen)],
+            [max(0, 100 * f["high"] - y) for y, f in zip(ys, seen)],
         ]
         axis.errorbar(xs, ys, spread, marker="o", markersize=4, capsize=2, label=label)
     axis.set_xticks(range(len(names)), names, fontsize=8)

@@ -86,6 +86,7 @@ class PlayOptions:
     temperature: float = 0.0
     max_tokens: int = 24
     thinking: bool = False
+    seed: int = 0
 
 
 def play_episodes(
@@ -94,7 +95,6 @@ def play_episodes(
     envs: Sequence[Env],
     task_ids: Sequence[str],
     options: PlayOptions,
-    seed: int,
     on_done: Callable[[Episode], None] = lambda episode: None,
 ) -> list[Episode]:
     """Play every task once; an environment takes the next task as soon as its episode ends.
@@ -111,7 +111,11 @@ def play_episodes(
             for one in live
         ]
         replies = policy.sample(
-            [p.tokens for p in asked], 1, options.max_tokens, options.temperature, seed + tick
+            [p.tokens for p in asked],
+            1,
+            options.max_tokens,
+            options.temperature,
+            options.seed + tick,
         )
         following = []
         for one, prompt, (sample,) in zip(live, asked, replies):

@@ -45,12 +45,16 @@ def show_item(folder: Path, what: str, stage: str | None, number: int, console: 
     if what == "results":
         file = folder / "results.txt"
         if not file.is_file():
-            raise UserError(f"{file}: not there; the run is not finished: miniact run --resume {folder}")
+            raise UserError(
+                f"{file}: not there; the run is not finished: miniact run --resume {folder}"
+            )
         console.print(Text(file.read_text()))
     elif what == "pair":
         pairs = read_pairs(folder / "pairs.jsonl")
         if number >= len(pairs):
-            raise UserError(f"{folder}: has {len(pairs)} pairs, none numbered {number}; count from 0")
+            raise UserError(
+                f"{folder}: has {len(pairs)} pairs, none numbered {number}; count from 0"
+            )
         _show_pair(pairs[number], console)
     elif what == "group":
         name = _stage_of(folder, stage, "group")
@@ -89,10 +93,15 @@ def _show_episode(name: str, row: dict[str, Any], console: Console) -> None:
     for move in row["moves"]:
         console.print(Text(move["observation"], style="dim"))
         mark = "" if move["applied"] else "   ← did not apply"
-        console.print(Text.assemble("> ", move["action"] or f"(unparseable) {move['reply']}",
-                                    (mark, "red")))
-    console.print(Text(f"{row['stop']} after {len(row['moves'])} actions, score {row['score']:.2f}",
-                       style="green" if row["success"] else "red"))
+        console.print(
+            Text.assemble("> ", move["action"] or f"(unparseable) {move['reply']}", (mark, "red"))
+        )
+    console.print(
+        Text(
+            f"{row['stop']} after {len(row['moves'])} actions, score {row['score']:.2f}",
+            style="green" if row["success"] else "red",
+        )
+    )
 
 
 def play_task(
@@ -120,8 +129,14 @@ def _play_by_hand(env: Any, task_id: str, console: Console) -> None:
         console.print(Text(turn.observation))
         action = console.input("> ").strip()
         while action in ("help", "hint"):
-            console.print(Text(", ".join(env.admissible() or ("not listed here",))
-                               if action == "help" else str(env.expert_action()), style="cyan"))
+            console.print(
+                Text(
+                    ", ".join(env.admissible() or ("not listed here",))
+                    if action == "help"
+                    else str(env.expert_action()),
+                    style="cyan",
+                )
+            )
             action = console.input("> ").strip()
         if action == "quit":
             return
@@ -140,7 +155,9 @@ def _watch(config: Config, adapter: Path | None, env: Any, task_id: str, console
     policy = load_policy(config.model, config.seed)
     if adapter:
         policy.load_adapter(adapter)
-    options = PlayOptions(config.eval.temperature, config.eval.max_tokens, config.eval.thinking)
+    options = PlayOptions(
+        config.eval.temperature, config.eval.max_tokens, config.eval.thinking, config.seed
+    )
     prompter = Prompter(policy.tokenizer, config.prompt)
-    (episode,) = play_episodes(policy, prompter, [env], [task_id], options, config.seed)
+    (episode,) = play_episodes(policy, prompter, [env], [task_id], options)
     _show_episode(str(adapter or config.model.path), asdict(episode), console)

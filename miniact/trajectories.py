@@ -13,9 +13,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from miniact.errors import UserError
 from miniact.types import State, Step, Trajectory
 
 FIELDS = ("id", "task", "observations", "actions", "admissible", "success", "split", "source")
+_HALF = re.compile("[\ud800-\udfff]")  # half of a character: JSON can spell it, UTF-8 cannot
 
 
 def to_row(t: Trajectory) -> dict[str, Any]:
@@ -38,6 +40,15 @@ def to_row(t: Trajectory) -> dict[str, Any]:
     return {**row, "success": t.success, "split": t.split, "source": t.source}
 
 
+def _is_text(value: Any) -> TypeGuard[str]:
+    """A string that UTF-8 can hold; half an emoji could be neither written nor tokenized."""
+    return isinstance(value, str) and not _HALF.search(value)
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(map(_is_text, values))
+
+
 def from_row(row: Any, where: str, default_id: str = "") -> Trajectory:
     """Check one row and build its trajectory. Raises UserError naming `where` and the field."""
     if not isinstance(row, dict):
@@ -47,28 +58,36 @@ def from_row(row: Any, where: str, default_id: str = "") -> Trajectory:
         values = row.get(name)
         if values is None:
             raise UserError(f"{where}: no field {name!r}; has {', '.join(map(str, row)) or 'none'}")
-        if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-            raise UserError(f"{where}: {name} must be a list of strings")
+        if not _are_texts(values):
+            raise UserError(f"{where}: {name} must be a list of strings (UTF-8)")
         return values
 
     task = row.get("task")
-    if not isinstance(task, str):
-        raise UserError(f"{where}: task must be a string, got {task!r:.60}")
+    if not _is_text(task):
+        raise UserError(f"{where}: task must be a string (UTF-8), got {task!r:.60}")
     observations, actions = texts("observations"), texts("actions")
     if not actions:
         raise UserError(f"{where}: actions is empty; expected at least one")
     if len(observations) not in (len(actions), len(actions) + 1):  # a final observation may follow
         raise UserError(f"{where}: {len(observations)} observations for {len(actions)} actions")
     admissible = row.get("admissible") or [None] * len(actions)
+    if not isinstance(admissible, list) or not all(m is None or _are_texts(m) for m in admissible):
+        raise UserError(f"{where}: admissible must be a list of lists of strings, one per action")
     if len(admissible) < len(actions):
         raise UserError(f"{where}: {len(admissible)} admissible lists for {len(actions)} actions")
     steps = tuple(
-        Step(o, a, tuple(map(str, m)) if m else None)
-        for o, a, m in zip(observations, actions, admissible)
+        Step(o, a, tuple(m) if m else None) for o, a, m in zip(observations, actions, admissible)
     )
-    split, source = str(row.get("split") or "train"), str(row.get("source") or "")
+    success, id_ = row.get("success"), row.get("id")
+    if success not in (None, True, False):  # 1 and 0 will do
+        raise UserError(f"{where}: success must be true, false or absent, got {success!r:.60}")
     return Trajectory(
-        str(row.get("id", default_id)), task, steps, row.get("success"), split, source
+        id=default_id if id_ is None else str(id_),
+        task=task,
+        steps=steps,
+        success=None if success is None else bool(success),
+        split=str(row.get("split") or "train"),
+        source=str(row.get("source") or ""),
     )
 
 
@@ -119,13 +138,14 @@ class TrajectoryFile:
 
     def __init__(self, path: Path, skip_bad_rows: bool = False) -> None:
         self.path, self.failed = path, 0
-        offsets, lengths, splits = [], [], []
+        offsets, lengths, splits, bad = [], [], [], 0
         for number, offset, row in read_jsonl(path, skip_bad_rows):
             try:
                 trajectory = from_row(row, f"{path}:{number}", default_id=f"line-{number}")
             except UserError:
                 if not skip_bad_rows:
                     raise
+                bad += 1
                 continue
             if trajectory.success is False:
                 self.failed += 1
@@ -133,6 +153,8 @@ class TrajectoryFile:
             offsets.append((offset, number))
             lengths.append(len(trajectory.steps))
             splits.append(trajectory.split)
+        if bad:
+            print(f"note: {path}: {bad} rows skipped as malformed")
         if not offsets:
             raise UserError(
                 f"{path}: no usable trajectory; expected JSON lines with successful ones"

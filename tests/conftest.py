@@ -1,6 +1,6 @@
-"""What several test files share: the hypothesis profiles and tiny tokenizers that are built in memory.
+"""What several test files share: the hypothesis profiles and tiny tokenizers built in memory.
 
-    HYPOTHESIS_PROFILE=explore pytest      search with fresh seeds and many more examples
+HYPOTHESIS_PROFILE=explore pytest      search with fresh seeds and many more examples
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# No clock and no chance: on a busy machine a deadline fails for no reason, and CI must be repeatable.
+# No clock and no chance: on a busy machine a deadline fails for no reason, and CI must repeat.
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=100)
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
@@ -35,7 +35,7 @@ CHAT_WITH_SWITCH = CHAT.replace(
 
 
 def build_tokenizer(template: str = CHAT, control: tuple[str, ...] = ()) -> Any:
-    """One token per byte, so any text survives encode → decode, plus the control tokens of ChatML."""
+    """One token per byte, so that any text survives encode → decode; ChatML's control tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

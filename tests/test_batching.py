@@ -1,4 +1,4 @@
-"""Layouts: nothing lost, nothing twice, nothing seen that should not be, and never over the budget."""
+"""Layouts: nothing lost, nothing twice, nothing seen that must not be, never over the budget."""
 
 from __future__ import annotations
 
@@ -162,7 +162,9 @@ def test_a_row_that_cannot_fit_is_named(shared):
     fits = Group((1,) * 5, (Completion((2,) * 5),))
     too_long = Group((1,) * 5, (Completion((2,)), Completion((2,) * 6)))
     assert list(layouts([fits], 10, shared))
-    with pytest.raises(UserError, match=r"group 1, answer 1: prompt 5 \+ answer 6 .*max_tokens_per_batch 10"):
+    with pytest.raises(
+        UserError, match=r"group 1, answer 1: prompt 5 \+ answer 6 .*max_tokens_per_batch 10"
+    ):
         list(layouts([fits, too_long], 10, shared))
 
 

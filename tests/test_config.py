@@ -29,7 +29,7 @@ def load(tmp_path):
     return load_text
 
 
-# ---- what works --------------------------------------------------------------------------------------
+# ---- what works ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
@@ -47,7 +47,9 @@ def test_an_empty_file_means_all_defaults(load):
 
 
 def test_a_saved_config_loads_as_itself(load):
-    config = load("recipe: [act]\nstage: {act: {lr: 3e-5, thinking: true}}", "env.columns={task: x}")
+    config = load(
+        "recipe: [act]\nstage: {act: {lr: 3e-5, thinking: true}}", "env.columns={task: x}"
+    )
     assert load(yaml.safe_dump(to_dict(config))) == config
 
 
@@ -106,7 +108,7 @@ def test_two_configs_share_no_list():
     assert other.recipe == ["il", "act", "rl"]
 
 
-# ---- what does not -----------------------------------------------------------------------------------
+# ---- what does not -------------------------------------------------------------------------------
 
 MISTAKES = [
     # unknown keys, with a suggestion
@@ -210,7 +212,9 @@ def test_any_yaml_loads_or_is_a_user_error(tmp_path_factory, data):
 
 
 def test_an_unknown_environment_is_named():
-    with pytest.raises(UserError, match=r"env\.name: unknown environment 'houshold'.*'household'\?"):
+    with pytest.raises(
+        UserError, match=r"env\.name: unknown environment 'houshold'.*'household'\?"
+    ):
         make_env("houshold")
     with pytest.raises(UserError, match=r"env\.options: household does not take .*'nonsense'"):
         make_env("household", nonsense=1)

@@ -1,4 +1,4 @@
-"""Examples in docstrings are run, so they cannot drift. Backends are left out: they import torch or mlx."""
+"""Examples in docstrings are run, so they cannot drift. (Not in backends: those import torch.)"""
 
 from __future__ import annotations
 

@@ -1,23 +1,36 @@
-"""Group advantages and token weights: each by the identity that defines it."""
+"""Group advantages and token weights: each by the identity that defines it. And one whole step."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from miniact.grpo import EPSILON, advantages, is_live, make_group, token_weights, weigh
+from miniact.batching import layouts, loss_tokens
+from miniact.config import GRPOConfig
+from miniact.grpo import (
+    EPSILON,
+    Scored,
+    advantages,
+    grpo_step,
+    is_live,
+    make_group,
+    token_weights,
+    weigh,
+)
 from miniact.types import Completion, Group, Sample
 
-# rewards in 64ths: sums and shifts of them are exact, so that only the code's own rounding is tested
+# rewards in 64ths: sums and shifts of them are exact, so only the code's own rounding is tested
 REWARD = st.integers(-64, 128).map(lambda n: n / 64)
 REWARDS = st.lists(REWARD, min_size=2, max_size=16).map(np.array)
 VARIANTS = st.sampled_from(["grpo", "dapo", "dr_grpo"])
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=20)
 
 
-# ---- advantages --------------------------------------------------------------------------------------
+# ---- advantages ----------------------------------------------------------------------------------
 
 
 @given(REWARDS, st.booleans())
@@ -78,7 +91,7 @@ def test_rewards_may_be_integers():
     assert advantages(np.array([1, 0]), scale=False).tolist() == [0.5, -0.5]
 
 
-# ---- token weights -----------------------------------------------------------------------------------
+# ---- token weights -------------------------------------------------------------------------------
 
 
 @given(LENGTHS)
@@ -111,7 +124,7 @@ def test_an_unknown_variant_is_refused():
         token_weights([1], "bnpo", 1)
 
 
-# ---- groups ------------------------------------------------------------------------------------------
+# ---- groups --------------------------------------------------------------------------------------
 
 
 def samples(lengths):
@@ -155,3 +168,89 @@ def test_a_group_is_live_unless_all_its_rewards_are_equal(reward_G):
 def test_imitation_has_weight_one_and_no_advantage():
     completion = Completion((1,))
     assert completion.weight == 1 and not is_live(Group((1,), (completion,)))
+
+
+# ---- one step ------------------------------------------------------------------------------------
+
+
+class ScriptedPolicy:
+    """Answers prompt (p,) with p tokens in each of G samples; records what it is asked to learn."""
+
+    def __init__(self) -> None:
+        self.learned: list[list[Group]] = []
+        self.steps: list[tuple[float, float]] = []
+
+    def sample(self, prompts, n, max_tokens, temperature, seed):
+        return [samples([prompt[0]] * n) for prompt in prompts]
+
+    def logprobs(self, groups, temperature=1.0, reference=False):
+        assert reference
+        return [[np.full(len(c.tokens), -3.0) for c in g.completions] for g in groups]
+
+    def forward_backward(self, groups, loss, temperature=1.0):
+        self.learned.append(groups)
+        sums: Counter = Counter()
+        for layout in layouts(groups, 100):
+            tokens = loss_tokens(groups, layout)
+            sums.update(loss(np, tokens.old_logp_N + np.log(1.1), tokens)[1])
+        return dict(sums)
+
+    def optim_step(self, lr, max_grad_norm):
+        self.steps.append((lr, max_grad_norm))
+        return 0.5
+
+
+def run_step(right: dict[int, int], **config):
+    """A GRPO step on one prompt (p,) per entry p: k, of whose 4 answers the first k are right."""
+    policy, judged = ScriptedPolicy(), Counter()
+
+    def score(i, sample):
+        prompt = list(right)[i]
+        judged[prompt] += 1
+        good = judged[prompt] <= right[prompt]
+        return Scored(float(good), good, valid=True)
+
+    settings = GRPOConfig(group_size=4, max_tokens=8, **config)
+    metrics, rollouts = grpo_step(policy, [(p,) for p in right], score, settings, lr=0.1, seed=0)
+    return policy, metrics, rollouts
+
+
+def test_groups_without_a_signal_are_dropped_but_keep_their_share_of_the_weights():
+    policy, metrics, rollouts = run_step({1: 0, 2: 1, 3: 4, 5: 2}, variant="dapo")
+    assert [g.prompt for g in policy.learned[0]] == [(2,), (5,)]
+    weights = {c.weight for g in policy.learned[0] for c in g.completions}
+    assert weights == {1 / (4 * (1 + 2 + 3 + 5))}
+    assert metrics["live_groups"] == 0.5 and metrics["zero_variance"] == 0.5
+    assert metrics["all_wrong"] == 0.25 and metrics["all_correct"] == 0.25
+    assert metrics["reward"] == metrics["correct"] == 7 / 16
+    assert metrics["reply_tokens"] == 11 / 4
+    assert [r.prompt for r in rollouts] == [(1,), (2,), (3,), (5,)]
+    assert metrics["grad_norm"] == 0.5 and policy.steps == [(0.1, 1.0)]
+
+
+def test_with_a_kl_term_no_group_is_dropped_and_the_reference_is_known():
+    policy, metrics, _ = run_step({1: 0, 2: 1}, beta=0.1)
+    assert [g.prompt for g in policy.learned[0]] == [(1,), (2,)]
+    for group in policy.learned[0]:
+        assert all((c.ref_logps == -3).all() for c in group.completions)
+    assert metrics["kl"] >= 0
+
+
+def test_metrics_are_means_over_the_tokens_that_were_learned():
+    for variant in ("grpo", "dapo", "dr_grpo"):
+        _, metrics, _ = run_step({1: 0, 2: 1, 5: 2}, variant=variant)
+        assert metrics["ratio"] == pytest.approx(1.1)
+        assert metrics["clip_fraction"] == 0
+        _, metrics, _ = run_step({2: 2, 5: 2}, variant=variant, clip_high=0.05)
+        assert metrics["clip_fraction"] == pytest.approx(0.5)  # those with a positive advantage
+
+
+def test_without_any_signal_nothing_is_learned():
+    policy, metrics, _ = run_step({1: 0, 2: 4})
+    assert policy.learned == [] and policy.steps == []
+    assert metrics["live_groups"] == 0 and metrics["reward"] == 0.5
+
+
+def test_several_updates_on_one_sampled_batch():
+    policy, _, _ = run_step({2: 1}, updates=3)
+    assert len(policy.learned) == len(policy.steps) == 3

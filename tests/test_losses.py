@@ -22,7 +22,9 @@ from miniact.types import Completion, Group
 
 SEEDS = st.integers(0, 2**32 - 1)
 CLIPS = st.floats(0.0, 0.9)
-LOSSES = st.builds(GRPOLoss, clip_low=CLIPS, clip_high=CLIPS, beta=st.sampled_from([0.0, 0.04, 1.0]))
+LOSSES = st.builds(
+    GRPOLoss, clip_low=CLIPS, clip_high=CLIPS, beta=st.sampled_from([0.0, 0.04, 1.0])
+)
 
 
 def drawn(seed: int, n: int = 12, spread: float = 0.5) -> tuple[np.ndarray, Tokens]:
@@ -52,7 +54,7 @@ def smooth(loss: GRPOLoss, logp_N: np.ndarray, tokens: Tokens, margin: float = 1
     return all(np.abs(ratio_N - corner).min() > margin for corner in corners)
 
 
-# ---- value and gradient ------------------------------------------------------------------------------
+# ---- value and gradient --------------------------------------------------------------------------
 
 
 @given(SEEDS, LOSSES)
@@ -147,7 +149,7 @@ def test_cross_entropy_is_a_weighted_sum(seed):
     np.testing.assert_allclose(gradient_N, -t.weight_N)
 
 
-# ---- micro-batches -----------------------------------------------------------------------------------
+# ---- micro-batches -------------------------------------------------------------------------------
 
 
 @given(SEEDS, LOSSES, st.lists(st.integers(0, 12), max_size=3), st.permutations(range(12)))
@@ -192,7 +194,7 @@ def toy_groups(rng: np.random.Generator, n: int, variant: str) -> list[Group]:
 
 
 def step(table_VV: torch.Tensor, groups: list[Group], loss, budget: int, shared: bool):
-    """What a backend does, with the table for a model: metrics and ∂L/∂table, over micro-batches."""
+    """What a backend does, with a table for a model: metrics and ∂L/∂table, over micro-batches."""
     leaf_VV = table_VV.clone().requires_grad_()
     sums, batches = defaultdict(float), 0
     for layout in layouts(groups, budget, shared):
@@ -225,12 +227,12 @@ def test_a_training_step_ignores_layout_budget_and_order(seed, variant, budget):
         np.testing.assert_allclose(other_gradient, gradient, atol=1e-6)
 
 
-# ---- an independent reference ------------------------------------------------------------------------
+# ---- an independent reference --------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def trl_loss():
-    """TRL's own GRPO loss on given log-probs: its trainer's method, with a stand-in for the trainer.
+    """TRL's own GRPO loss on given log-probs: its trainer's method, on a stand-in for the trainer.
 
     The method is compiled alone from TRL's source, because importing its trainer takes ten seconds.
     """
@@ -246,7 +248,8 @@ def trl_loss():
     names = {"torch": torch, "nanmin": torch.min, "nanmax": torch.max}
     exec(compile(ast.Module([method], []), "trl/trainer/grpo_trainer.py", "exec"), names)
 
-    def call(logp_BT, mask_BT, advantage_B, old_BT, ref_BT, loss, variant, max_tokens):
+    def call(loss, variant, mask_BT, advantage_B, logps):
+        logp_BT, old_BT, ref_BT = logps
         stand_in = SimpleNamespace(
             _get_per_token_logps_and_entropies=lambda *_, **__: (logp_BT, 0 * logp_BT, None),
             _entropy_bonus_enabled=False,
@@ -262,7 +265,7 @@ def trl_loss():
             epsilon_high=loss.clip_high,
             importance_sampling_level="token",
             loss_type=variant,
-            max_completion_length=max_tokens,
+            max_completion_length=mask_BT.shape[1],
             model=SimpleNamespace(training=True),
             off_policy_mask_threshold=None,
             top_entropy_quantile=1.0,
@@ -299,9 +302,8 @@ def test_trl_agrees(trl_loss, variant, loss, seed):
     logp_BT = (old_BT + torch.tensor(rng.normal(0, 0.4, (6, max_tokens)))).requires_grad_()
     advantage_B = torch.tensor(advantages(rng.integers(0, 3, 6)))
 
-    theirs, their_metrics = trl_loss(
-        logp_BT, mask_BT, advantage_B, old_BT, ref_BT, loss, variant, max_tokens
-    )
+    logps = (logp_BT, old_BT, ref_BT)
+    theirs, their_metrics = trl_loss(loss, variant, mask_BT, advantage_B, logps)
     theirs.backward()
     their_gradient_BT, logp_BT.grad = logp_BT.grad, None
 

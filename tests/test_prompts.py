@@ -63,7 +63,7 @@ def text_of(prompter: Prompter, prompt) -> str:
     return prompter.tokenizer.decode(prompt.tokens)
 
 
-# ---- replies -----------------------------------------------------------------------------------------
+# ---- replies -------------------------------------------------------------------------------------
 
 
 @given(HOSTILE)
@@ -179,7 +179,13 @@ def test_the_end_token_is_trained(tags, tokenizer):
     assert tokenizer.decode(tokens[:-1]) == "<action>look</action>"
 
 
-# ---- foreign text ------------------------------------------------------------------------------------
+# ---- foreign text --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def hostile_tokenizer(make_tokenizer):
+    """Its control tokens have many shapes, and overlap."""
+    return make_tokenizer(control=("</s>", "[INST]", "<<SYS>>", "<<", "<<S", "aba", "bab"))
 
 
 def control_counts(prompter: Prompter, prompt) -> dict[int, int]:
@@ -198,26 +204,24 @@ def harmless(state: State) -> State:
 
 
 @settings(max_examples=150)
-@given(states(), HOSTILE, HOSTILE, st.sampled_from(["tags", "plain"]), st.booleans())
-def test_no_text_can_write_a_control_token(make, make_tokenizer, state, a, b, form, thinking):
-    awkward = ("</s>", "[INST]", "<<SYS>>", "<<", "aba")
-    for tokenizer in (make_tokenizer(), make_tokenizer(control=awkward)):
-        prompter = make(tokenizer, form=form)
-        asked = prompter.action(state, thinking)
-        expected = prompter.action(harmless(state), thinking)
-        assert control_counts(prompter, asked) == control_counts(prompter, expected)
-        asked = prompter.critic(state, (a, b), thinking)
-        expected = prompter.critic(harmless(state), ("x", "x"), thinking)
-        assert control_counts(prompter, asked) == control_counts(prompter, expected)
+@given(states(), st.tuples(HOSTILE, HOSTILE), st.sampled_from(["tags", "plain"]), st.booleans())
+def test_no_text_can_write_a_control_token(make, hostile_tokenizer, state, pair, form, thinking):
+    prompter = make(hostile_tokenizer, form=form)
+    asked = prompter.action(state, thinking)
+    expected = prompter.action(harmless(state), thinking)
+    assert control_counts(prompter, asked) == control_counts(prompter, expected)
+    asked = prompter.critic(state, pair, thinking)
+    expected = prompter.critic(harmless(state), ("x", "x"), thinking)
+    assert control_counts(prompter, asked) == control_counts(prompter, expected)
 
 
 @given(st.text("ab<[]S", max_size=12))
 @example("<<<")
 @example("ababa")
-def test_overlapping_control_tokens_are_all_broken(make, make_tokenizer, text):
-    prompter = make(make_tokenizer(control=("<<", "<<S", "aba", "bab")))
-    quoted = prompter.tokenizer(prompter.quote(text), add_special_tokens=False)["input_ids"]
-    assert not set(quoted) & set(prompter.tokenizer.get_added_vocab().values())
+def test_overlapping_control_tokens_are_all_broken(make, hostile_tokenizer, text):
+    prompter = make(hostile_tokenizer)
+    quoted = hostile_tokenizer(prompter.quote(text), add_special_tokens=False)["input_ids"]
+    assert not set(quoted) & set(hostile_tokenizer.get_added_vocab().values())
 
 
 def test_ordinary_text_is_shown_as_it_is(make, make_tokenizer):
@@ -234,7 +238,7 @@ def test_ordinary_text_reaches_the_prompt_unchanged(tags, state):
     assert all(text in shown for text in texts)
 
 
-# ---- what is written ---------------------------------------------------------------------------------
+# ---- what is written -----------------------------------------------------------------------------
 
 STATE = State(
     "game-7#2",
@@ -271,9 +275,11 @@ def test_prompts_in_plain_form(plain):
 
 
 def test_admissible_actions_are_shown_only_where_wanted_and_known(make):
-    assert "go to sink" not in text_of(p := make(show_admissible=False), p.action(STATE))
+    shy, tags = make(show_admissible=False), make()
+    assert "go to sink" in text_of(tags, tags.action(STATE))
+    assert "go to sink" not in text_of(shy, shy.action(STATE))
     unknown = dataclasses.replace(STATE, admissible=None)
-    assert "Admissible" not in text_of(p := make(), p.action(unknown))
+    assert "Admissible" not in text_of(tags, tags.action(unknown))
 
 
 def test_without_a_chat_template_the_text_is_the_prompt(make, make_tokenizer):
@@ -323,7 +329,7 @@ def test_thinking_is_switched_in_templates_that_can(make, switch_tokenizer):
         assert text_of(prompter, ask(STATE, True)).endswith("<|im_start|>assistant\n")
 
 
-# ---- limits ------------------------------------------------------------------------------------------
+# ---- limits --------------------------------------------------------------------------------------
 
 WORDS = st.text("ab ", max_size=12)
 
@@ -335,7 +341,10 @@ def turns_shown(prompter: Prompter, state: State, turns: int) -> tuple[int, ...]
 
 
 @given(
-    states(WORDS, max_turns=12), st.integers(16, 700), st.integers(0, 12), st.sampled_from(["tags", "plain"])
+    states(WORDS, max_turns=12),
+    st.integers(16, 700),
+    st.integers(0, 12),
+    st.sampled_from(["tags", "plain"]),
 )
 def test_as_much_of_the_newest_history_as_fits(make, state, limit, history, form):
     prompter = make(max_tokens=limit, history=history, form=form)

@@ -12,7 +12,9 @@ from miniact.rewards import action_reward, canonical, choice_reward, mix_format,
 
 # text that comes close to JSON, to punctuation and to the oddities of lower()
 MESSY = st.text() | st.lists(
-    st.sampled_from([*'{}[]":,.!?; \t\n\r\v\u3000\u2028aAß01', "İ", "Σ", "true", "NaN", "1e400", '"k"'])
+    st.sampled_from(
+        [*'{}[]":,.!?; \t\n\r\v\u3000\u2028aAß01', "İ", "Σ", "true", "NaN", "1e400", '"k"']
+    )
 ).map("".join)
 
 NUMBERS = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -29,7 +31,7 @@ SHARES = st.floats(0, 0.499)
 
 
 def rendered(draw, value) -> str:
-    """`value` as JSON in one of its many spellings: key order, white space, number form, escapes."""
+    """`value` as JSON in one of its many spellings: key order, space, number form, escapes."""
     space = draw(st.sampled_from(["", " ", "\n", "\t  "]))
     if isinstance(value, dict):
         items = draw(st.permutations(list(value.items())))

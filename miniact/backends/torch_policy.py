@@ -23,9 +23,8 @@ from miniact.backends.torch_load import attach, load_base, materialise, pick_dev
 from miniact.batching import Layout, layouts, loss_tokens, split_by_completion
 from miniact.config import ModelConfig
 from miniact.errors import UserError
-from miniact.losses import Tokens
+from miniact.losses import Loss, Tokens
 from miniact.models import end_tokens, find_model, load_tokenizer
-from miniact.policy import Loss
 from miniact.types import Group, Sample
 
 

@@ -177,39 +177,38 @@ class ScienceWorld:
         electrical = "power-component" in name or "conductivity" in name
         names = [s for s in self._simplifications if not (electrical and s == "noElectricalAction")]
         self._jvm.ask("load", name, variation, ",".join(names), gold)
-        self._jvm.ask("step", "look around")  # takes no time; without it the last score would stay
+        self._jvm.ask("step", "look around")  # takes no time; until then, the score is the last one
         if not gold:
             self._steps = 0
         self._touched = False
         self._gold = self._jvm.ask_list("getGoldActionSequence") if gold else None
-        self._last = Turn(self._observe(""))
+        self._last = self._turn("")
         return self._jvm.ask("getTaskDescription"), self._last
 
     def _act(self, action: str) -> Turn:
         assert self._jvm is not None
         self._seed()
         answer = self._jvm.ask("step", action.encode(errors="replace").decode())
-        score = round(100 * self._jvm.ask("getScore"))  # negative: the task has been failed
-        completed = self._jvm.ask("getCompleted")
         if self._gold and action == self._gold[0]:
             self._gold = self._gold[1:]
         elif answer != _UNKNOWN:
             self._gold = None
         self._touched = self._touched or answer != _UNKNOWN
+        return self._turn(answer)
+
+    def _turn(self, answer: str) -> Turn:
+        """The answer with the room and the inventory; to look at them takes no time."""
+        assert self._jvm is not None
+        state = [_tidy(self._jvm.ask(f"freeAction{what}")) for what in ("Look", "Inventory")]
+        score = round(100 * self._jvm.ask("getScore"))  # negative: the task has been failed
+        completed = self._jvm.ask("getCompleted")
         return Turn(
-            self._observe(answer),
+            "\n".join(state if _tidy(answer) in ("", *state) else [_tidy(answer), *state]),
             done=completed or score < 0 or self._steps >= self._max_steps,
             success=completed and score == 100,
             score=max(score, 0) / 100,
             applied=not answer.startswith((_UNKNOWN, _CANCELLED)),
         )
-
-    def _observe(self, answer: str) -> str:
-        """The answer, the room and the inventory. Looking takes no time and changes nothing."""
-        assert self._jvm is not None
-        state = [_tidy(self._jvm.ask(f"freeAction{what}")) for what in ("Look", "Inventory")]
-        answer = _tidy(answer)
-        return "\n".join(state if answer in ("", *state) else [answer, *state])
 
     def _seed(self) -> None:
         """Make chance (where a bee flies to) a function of the task id and the time that passed."""
@@ -289,7 +288,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.stdin.close()
     process.terminate()
     try:
-        process.wait(timeout=5)
+        process.wait(timeout=2)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +29,3 @@ class Stage:
 def learning_rate(config: StageConfig, step: int) -> float:
     """Linear warm-up over `warmup` steps, then constant."""
     return config.lr * min(1.0, (step + 1) / max(config.warmup, 1))
-
-
-def load_stage(name: str) -> Callable[[Stage], None]:
-    from miniact.stages import act, il, rl
-
-    return {"il": il.run, "act": act.run, "rl": rl.run}[name]

@@ -35,8 +35,6 @@ def run(stage: Stage) -> None:
 
         lr = learning_rate(config, step)
         tokens = [p.tokens for p in prompts]
-        metrics, rollouts = grpo_step(
-            stage.policy, tokens, score, config, lr, stage.seed + step
-        )
+        metrics, rollouts = grpo_step(stage.policy, tokens, score, config, lr, stage.seed + step)
         metrics |= {"lr": lr, "dropped_turns": sum(p.dropped for p in prompts)}
         stage.log.write(step, metrics, rollouts)

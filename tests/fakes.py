@@ -1,0 +1,121 @@
+"""A scripted policy and a two-room world: stages, rollouts and runs are tested without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from miniact.envs import Turn
+from miniact.losses import Tokens
+from miniact.types import Group, Sample
+
+
+class FakePolicy:
+    """Answers by a script, remembers what it was asked to learn, and has one weight: a counter."""
+
+    name = "fake"
+
+    def __init__(self, tokenizer: Any, script: Callable[[str, int], str]) -> None:
+        self.tokenizer, self.script = tokenizer, script
+        self.trained: list[Group] = []
+        self.prompts: list[str] = []
+        self.updates = 0
+        self.moments = 0
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        n: int,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> list[list[Sample]]:
+        out = []
+        for prompt in prompts:
+            text = self.tokenizer.decode(prompt)
+            self.prompts.append(text)
+            replies = [self.script(text, i) for i in range(n)]
+            out.append([self._sample(reply) for reply in replies])
+        return out
+
+    def _sample(self, reply: str) -> Sample:
+        ids = self.tokenizer(reply, add_special_tokens=False)["input_ids"]
+        tokens = (*ids, self.tokenizer.eos_token_id)
+        return Sample(tokens, tuple(-0.5 for _ in tokens), reply, "end")
+
+    def logprobs(self, groups, temperature=1.0, reference=False):  # type: ignore[no-untyped-def]
+        return [[np.full(len(c.tokens), -1.0) for c in g.completions] for g in groups]
+
+    def forward_backward(self, groups, loss, temperature=1.0):  # type: ignore[no-untyped-def]
+        self.trained += groups
+        sums: dict[str, float] = {}
+        for group in groups:
+            for c in group.completions:
+                n = len(c.tokens)
+                old = np.full(n, -0.5) if c.old_logps is None else c.old_logps
+                tokens = Tokens(
+                    np.full(n, c.weight), np.full(n, c.advantage), old, np.full(n, -0.5)
+                )
+                for key, value in loss(np, np.full(n, -0.5), tokens)[1].items():
+                    sums[key] = sums.get(key, 0.0) + float(value)
+        return sums
+
+    def optim_step(self, lr: float, max_grad_norm: float) -> float:
+        self.updates += 1
+        self.moments += 1
+        return 0.1
+
+    def freeze_reference(self) -> None:
+        self.frozen_at = self.updates
+
+    def reset_optimizer(self) -> None:
+        self.moments = 0
+
+    def save_adapter(self, folder: Path) -> None:
+        (folder / "weights.json").write_text(json.dumps(self.updates))
+
+    def load_adapter(self, folder: Path) -> None:
+        self.updates = json.loads((folder / "weights.json").read_text())
+
+    def save_optimizer(self, file: Path) -> None:
+        file.write_text(json.dumps(self.moments))
+
+    def load_optimizer(self, file: Path) -> None:
+        self.moments = json.loads(file.read_text())
+
+
+class Corridor:
+    """Walk east `length` times. Task ids are "<split>/<length>"."""
+
+    splits = ("train", "id")
+
+    def __init__(self, limit: int = 8) -> None:
+        self.limit, self.closed = limit, False
+
+    def tasks(self, split: str, n: int, seed: int) -> list[str]:
+        return [f"{split}/{2 + i}" for i in range(n)]
+
+    def reset(self, task_id: str) -> tuple[str, Turn]:
+        self.left, self.taken = int(task_id.partition("/")[2]), 0
+        return "reach the end", Turn("you are in a corridor")
+
+    def step(self, action: str) -> Turn:
+        self.taken += 1
+        applied = action == "east"
+        self.left -= applied
+        done = self.left == 0
+        text = "you walk" if applied else "nothing happens"
+        return Turn(text, done or self.taken == self.limit, done, float(done), applied)
+
+    def admissible(self) -> tuple[str, ...]:
+        return ("east", "west")
+
+    def expert_action(self) -> str:
+        return "east"
+
+    def close(self) -> None:
+        self.closed = True
