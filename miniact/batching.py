@@ -7,8 +7,8 @@ Every answer of a group continues the same prompt, so the prompt needs to be com
     sees          the prompt of its own group and its own answer, up to itself
 
 The first token of every answer is predicted by the prompt's last position; the others by the token
-before them. `row_N, col_N` say where the prediction of completion token n is made; `target_N` is the
-token. Suffixes: B rows, L positions in a row, N completion tokens.
+before them. `row_N, col_N` say where the prediction of completion token n is made; `target_N` is
+the token. Suffixes: B rows, L positions in a row, N completion tokens.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class _Piece:
 
 
 def _pieces(groups: Sequence[Group], shared: bool, max_tokens: int) -> list[_Piece]:
-    """Cut groups into pieces of at most max_tokens. shared=False: one answer a piece (the plain way)."""
+    """Cut groups into pieces of at most max_tokens. shared=False: one answer a piece."""
     pieces = []
     for g, group in enumerate(groups):
         taken: list[tuple[int, tuple[int, ...]]] = []
@@ -121,8 +121,8 @@ def _bins(pieces: list[_Piece], shared: bool, max_tokens: int) -> Iterator[list[
 def layouts(groups: Sequence[Group], max_tokens: int, shared: bool = True) -> Iterator[Layout]:
     """Lay groups out in micro-batches of at most max_tokens tokens, padding included.
 
-    shared=True computes each prompt once; shared=False is the plain layout, one row per answer, which
-    the tests use as the reference and which models that cannot share a prefix fall back to.
+    shared=True computes each prompt once; shared=False is the plain layout, one row per answer,
+    which the tests use as the reference and which models that cannot share a prefix fall back to.
     """
     for rows in _bins(_pieces(groups, shared, max_tokens), shared, max_tokens):
         yield _fill(rows)
@@ -132,7 +132,9 @@ def _fill(rows: list[list[_Piece]]) -> Layout:
     B, L = len(rows), max(sum(p.size for p in row) for row in rows)
     token_BL, position_BL, answer_BL = (np.zeros((B, L), dtype=np.int64) for _ in range(3))
     group_BL = np.full((B, L), PADDING, dtype=np.int64)
-    row_N, col_N, target_N = [], [], []
+    row_N: list[int] = []
+    col_N: list[int] = []
+    target_N: list[int] = []
     order, lengths = [], []
     for b, row in enumerate(rows):
         at = 0
@@ -154,8 +156,8 @@ def _fill(rows: list[list[_Piece]]) -> Layout:
                 order.append((piece.group, c))
                 lengths.append(C)
                 at += C
-    as_int = [np.asarray(x, dtype=np.int64) for x in (row_N, col_N, target_N)]
-    return Layout(token_BL, position_BL, group_BL, answer_BL, *as_int, order, lengths)
+    where = (np.asarray(x, dtype=np.int64) for x in (row_N, col_N, target_N))
+    return Layout(token_BL, position_BL, group_BL, answer_BL, *where, order=order, lengths=lengths)
 
 
 def loss_tokens(groups: Sequence[Group], layout: Layout) -> Tokens:
@@ -179,7 +181,7 @@ def loss_tokens(groups: Sequence[Group], layout: Layout) -> Tokens:
 
 
 def split_by_completion(value_N: np.ndarray, layout: Layout, into: list[list[np.ndarray]]) -> None:
-    """Cut a per-token array into completions and put each in its place in `into[group][completion]`."""
+    """Cut a per-token array into completions and put each at `into[group][completion]`."""
     parts = np.split(value_N, np.cumsum(layout.lengths)[:-1])
     for (g, c), part in zip(layout.order, parts):
         into[g][c] = part

@@ -237,7 +237,7 @@ def _validate(config: Config) -> Config:
         weight = getattr(config.stage, name).format_weight
         if weight >= 0.5:
             raise UserError(
-                f"stage.{name}.format_weight: {weight} would outrank correctness, expected under 0.5"
+                f"stage.{name}.format_weight: {weight} outranks correctness; expected under 0.5"
             )
     if config.stage.rl.admissible_credit >= 1 - config.stage.rl.format_weight:
         raise UserError(

@@ -1,7 +1,7 @@
 """Measuring: success in the environment, next-action accuracy, judgement accuracy.
 
-Every rate comes with its n and a 95 % Wilson interval. All of it is measured on held-out tasks, states
-and pairs, greedily by default, and is a function of the seed.
+Every rate comes with its n and a 95 % Wilson interval. All of it is measured on held-out tasks,
+states and pairs, greedily by default, and is a function of the seed.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ The minimal form, in the order of the code:
     w_t                                     `token_weights`: the normaliser, one number per token
     L = Σ_t w_t·[−min(ρA, clip(ρ)A) + β·k3]  `losses.GRPOLoss`
 
-Departures from textbook GRPO, all measured or argued in LAB.md: groups whose rewards are all equal are
-dropped before the backward pass (their gradient is exactly 0 at β = 0) and counted.
+Departures from textbook GRPO, all measured or argued in LAB.md: groups whose rewards are all equal
+are dropped before the backward pass (their gradient is exactly 0 at β = 0) and counted.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ EPSILON = 1e-4  # keeps the division finite; rewards are of order 1
 def advantages(reward_G: np.ndarray, scale: bool = True) -> np.ndarray:
     """A_i = (r_i − mean(r)) / (std(r) + ε): how much better an answer is than its group.
 
-    reward_G: shape [G]. scale=False leaves the division out (Dr. GRPO, arXiv 2503.20783). The standard
-    deviation is the sample one (G − 1). A constant group gives exact zeros.
+    reward_G: shape [G]. scale=False leaves the division out (Dr. GRPO, arXiv 2503.20783). The
+    standard deviation is the sample one (G − 1). A constant group gives exact zeros.
 
     >>> advantages(np.array([1.0, 0.0, 0.0, 1.0]), scale=False).tolist()
     [0.5, -0.5, -0.5, 0.5]
@@ -117,8 +117,8 @@ def grpo_step(
 ) -> tuple[dict[str, float], list[Rollout]]:
     """Sample G answers to each prompt, score them, and update the policy `config.updates` times.
 
-    score(i, sample) judges an answer to prompts[i]. Returns (metrics, rollouts). When no group is live
-    nothing is updated, and the metric `live_groups` is 0.
+    score(i, sample) judges an answer to prompts[i]. Returns (metrics, rollouts). When no group is
+    live nothing is updated, and the metric `live_groups` is 0.
     """
     answers = policy.sample(prompts, config.group_size, config.max_tokens, config.temperature, seed)
     rollouts = []

@@ -1,11 +1,12 @@
 """The losses, written once for every backend.
 
-`xp` is the array library: numpy, torch or mlx.core. Suffix N: the completion tokens of a micro-batch,
-one after the other, with no padding between them (prompts and observations are never among them).
+`xp` is the array library: numpy, torch or mlx.core. Suffix N: the completion tokens of a
+micro-batch, one after the other, with no padding between them (prompts and observations are never
+among them).
 
-Every loss is a SUM of weighted token terms. The normaliser of the whole batch sits inside `weight_N`
-(see `grpo.token_weights`), so splitting a batch into micro-batches cannot change the gradient: a mean
-per micro-batch would, whenever lengths differ.
+Every loss is a SUM of weighted token terms. The normaliser of the whole batch sits inside
+`weight_N` (see `grpo.token_weights`), so splitting a batch into micro-batches cannot change the
+gradient: a mean per micro-batch would, whenever lengths differ.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ class GRPOLoss:
     L   = Σ_t w_t · [ − min(ρ_t·A, clip(ρ_t, 1 − ε_low, 1 + ε_high)·A) + β·k3_t ]
     k3_t = exp(log π_ref − log π_θ) − (log π_ref − log π_θ) − 1  ≥ 0        ref_logp_N
 
-    On the first update after sampling ρ = 1 everywhere, so the *value* of the policy term is −Σ w·A,
-    which is 0 within every group: a loss near 0 is expected there and no fault. Its gradient is not 0.
+    On the first update after sampling ρ = 1 everywhere, so the *value* of the policy term is −Σ
+    w·A, which is 0 within every group: a loss near 0 is expected there and no fault. Its gradient
+    is not 0.
     """
 
     clip_low: float = 0.2

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, a GGUF file, a package, the built-in tiny model, or the hub."""
+"""Where a model comes from: a folder, a GGUF file, a package, the hub, or built in."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def make_pairs(
                 yield ActionPair(state, expert, alternative, provenance=provenance)
 
 
-# ---- presentation ------------------------------------------------------------------------------
+# ---- presentation --------------------------------------------------------------------------
 
 
 def positions(n: int, seed: Sequence[int], ways: int = 2) -> np.ndarray:
@@ -119,7 +119,7 @@ def present(pair: ActionPair, position: int) -> tuple[str, str]:
     return (pair.expert, pair.alternative) if position == 0 else (pair.alternative, pair.expert)
 
 
-# ---- files -------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------
 
 
 def to_row(pair: ActionPair, history: int) -> dict[str, Any]:

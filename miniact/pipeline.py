@@ -74,7 +74,7 @@ class Pipeline:
             env.close()
         self.stack.close()
 
-    # ---- what is made when needed ------------------------------------------------------------------
+    # ---- what is made when needed --------------------------------------------------------------
 
     def envs(self, n: int) -> list[Env]:
         if self.config.env.name == "none":
@@ -103,7 +103,7 @@ class Pipeline:
 
         return stop
 
-    # ---- data --------------------------------------------------------------------------------------
+    # ---- data ----------------------------------------------------------------------------------
 
     def heldout_splits(self, file: TrajectoryFile) -> list[str]:
         return sorted(set(file.splits) - {"train"})
@@ -142,7 +142,7 @@ class Pipeline:
         return map(to_row, played())
 
     def _with_heldout(self, rows: Iterator[Trajectory]) -> Iterator[Trajectory]:
-        """A source that is all "train" gets a held-out part; one with splits of its own keeps them."""
+        """A source that is all "train" gets a held-out part; others keep their splits."""
         first = next(rows, None)
         if first is None:
             raise UserError(f"{self.config.env.trajectories}: no trajectories in it")
@@ -199,7 +199,7 @@ class Pipeline:
                     "pairs.temperature, or check prompt.form against what the model replies"
                 )
 
-    # ---- measuring ---------------------------------------------------------------------------------
+    # ---- measuring -----------------------------------------------------------------------------
 
     def evaluate(
         self, name: str, folder: Path, file: TrajectoryFile, pairs: list[ActionPair]
@@ -241,7 +241,7 @@ class Pipeline:
         stop()
         return results
 
-    # ---- the recipe --------------------------------------------------------------------------------
+    # ---- the recipe ----------------------------------------------------------------------------
 
     def recipe(self) -> dict[str, Any]:
         """Run everything that is not done yet. Returns what results.json holds."""

@@ -1,7 +1,8 @@
 """The policy: all that miniact asks of a model, and the only door to a backend.
 
-Stages are plain Python and numpy over this protocol, so they run unchanged on PyTorch, on MLX and on
-the scripted policy of the tests. Log-probabilities are in nats, at the temperature that is passed.
+Stages are plain Python and numpy over this protocol, so they run unchanged on PyTorch, on MLX and
+on the scripted policy of the tests. Log-probabilities are in nats, at the temperature that is
+passed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tiny base model: made from random play, never from an expert.
 
-`miniact pretrain` plays the household world's train tasks at random, writes each visited state as the
-prompt that the stages will use, and trains a small Llama on the whole text:
+`miniact pretrain` plays the household world's train tasks at random, writes each visited state as
+the prompt that the stages will use, and trains a small Llama on the whole text:
 
     action example   state → some admissible action, drawn at random
     critic example   state and two admissible actions → one of the two, drawn at random

@@ -1,4 +1,4 @@
-"""Live progress: a bar with rate, remaining time and the newest metrics; plain lines without a terminal."""
+"""Live progress: a bar with rate, remaining time and metrics; plain lines without a terminal."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ actions in a given order, and asks which is better. Both go through the model's 
     plain form   go to shelf 1                                   2  (or the chosen action itself)
 
 Text from the environment is data: anything in it that looks like one of our tags or like one of the
-tokenizer's control tokens is written with a backslash (`<\\choice>`), so it can end no turn and start
-no answer. Only the sampled reply is ever parsed.
+tokenizer's control tokens is written with a backslash (`<\\choice>`), so it can end no turn and
+start no answer. Only the sampled reply is ever parsed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _tagged(name: str, text: str) -> str:
 
 
 def _inside(name: str, reply: str) -> str | None:
-    """The content of the one <name>…</name> after the reasoning; None if there is none, or several."""
+    """The content of the one <name>…</name> after the reasoning; None for none or several."""
     if "</think>" in reply:
         reply = reply.rpartition("</think>")[2]
     elif "<think>" in reply:
@@ -77,7 +77,7 @@ class Prompter:
         starts = [f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in sorted(control)]
         self._control = re.compile("|".join(starts)) if starts else None
 
-    # ---- writing ---------------------------------------------------------------------------------
+    # ---- writing -------------------------------------------------------------------------------
 
     def action(self, state: State, thinking: bool = False) -> Prompt:
         """The prompt that asks for the next action in `state`."""
@@ -92,7 +92,7 @@ class Prompter:
         return action if self.config.form == "plain" else _tagged("action", action)
 
     def render_choice(self, choice: int) -> str:
-        """The reply that stands for the candidate at index `choice`, which is shown as choice + 1."""
+        """The reply that names the candidate at index `choice`, which is shown as choice + 1."""
         number = str(choice + 1)
         return number if self.config.form == "plain" else _tagged("choice", number)
 
@@ -101,7 +101,7 @@ class Prompter:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return (*ids, self.tokenizer.eos_token_id)
 
-    # ---- reading ---------------------------------------------------------------------------------
+    # ---- reading -------------------------------------------------------------------------------
 
     def parse_action(self, reply: str) -> str | None:
         """The action in a reply, exactly as written; None if the reply holds no single answer."""
@@ -119,10 +119,10 @@ class Prompter:
         same = [i for i, action in enumerate(actions) if canonical(action) == canonical(answer)]
         return same[0] if len(same) == 1 else None
 
-    # ---- the words -------------------------------------------------------------------------------
+    # ---- the words -----------------------------------------------------------------------------
 
     def quote(self, text: str) -> str:
-        """Foreign text, made harmless: neither our tags nor the tokenizer's control tokens survive."""
+        """Foreign text made harmless: neither our tags nor control tokens survive."""
         text = escape(text)
         if self._control:
             text = self._control.sub(lambda m: m[0] + "\\", text)
@@ -133,8 +133,8 @@ class Prompter:
             return ""
         if thinking:
             return (
-                "What is the best next action? Think first: what is the goal, what do you know, what "
-                "would each action lead to? Then answer with <action>the action</action>."
+                "What is the best next action? Think first: what is the goal, what do you know, "
+                "what would each action lead to? Then answer with <action>the action</action>."
             )
         return "What is the best next action? Answer only with <action>the action</action>."
 

@@ -149,7 +149,9 @@ def _draw_results(axis: Any, results: dict[str, Any]) -> None:
     """Rates after each stage, with their 95 % intervals."""
     names = list(results)
     first = results[names[0]]
-    series = {f"success {s}": ("splits", s, "success") for s in first.get("splits", {})}
+    series: dict[str, tuple[str, ...]] = {
+        f"success {s}": ("splits", s, "success") for s in first.get("splits", {})
+    }
     if "judgement" in first:
         series["judgement, given valid"] = ("judgement", "given_valid")
     if "next_action" in first:

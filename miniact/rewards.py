@@ -1,4 +1,4 @@
-"""Rewards: pure functions of a parsed reply. The reasoning text is never scored, only the answer."""
+"""Rewards: pure functions of a parsed reply. Only the answer is scored, never the reasoning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TAIL = ".!?,;: \t\r\n"
 
 
 def _tool_call(text: str) -> str | None:
-    """The one form of a JSON object or array (sorted keys, 1.0 → 1, no space); None for other text."""
+    """The one form of a JSON object or array (sorted keys, 1.0 → 1, no space), or None."""
     if not text.startswith(("{", "[")):
         return None
     try:
@@ -34,8 +34,8 @@ def _plain_numbers(value: object) -> object:
 def canonical(action: str) -> str:
     """The form in which two actions are compared; applying it twice changes nothing.
 
-    Text: lower case, single spaces, no trailing punctuation. JSON tool call: sorted keys, numbers in
-    one form, no insignificant space; the case of its strings counts.
+    Text: lower case, single spaces, no trailing punctuation. JSON tool call: sorted keys, numbers
+    in one form, no insignificant space; the case of its strings counts.
 
     >>> canonical("  Go to  Shelf 1. ")
     'go to shelf 1'
@@ -74,7 +74,7 @@ def action_reward(
     format_weight: float = 0.0,
     admissible_credit: float = 0.0,
 ) -> float:
-    """Action: 1 if canonical(action) = canonical(expert); else the credit if it is admissible; else 0."""
+    """1 if canonical(action) = canonical(expert); else the credit if admissible; else 0."""
     if action is None:
         return 0.0
     correct = float(same_action(action, expert))

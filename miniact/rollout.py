@@ -1,4 +1,4 @@
-"""Episodes: policy × environment, many at once. Every tick samples one action for each live episode."""
+"""Episodes: policy × environment, many at once; a tick samples one action for each live one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Move:
 
 @dataclass(slots=True)
 class Episode:
-    """A finished episode. `stop`: solved | ended | unparseable (three unreadable replies running)."""
+    """A finished episode. `stop`: solved | ended | unparseable (three such replies running)."""
 
     task_id: str
     task: str
@@ -64,7 +64,7 @@ class _Live:
         )
 
     def act(self, reply: str, action: str | None) -> None:
-        """Apply a reply. One that holds no action costs a turn and is told so: data, not a crash."""
+        """Apply a reply. One that holds no action costs a turn: data, not a crash."""
         seen = self.turn.observation
         self.turn = self.env.step((action or "").strip())
         self.episode.moves.append(Move(seen, reply, action or "", self.turn.applied))

@@ -1,15 +1,15 @@
 """Run folders: what a run leaves on disk, and how it goes on after a kill.
 
-    config.yaml           the resolved configuration       environment.json   versions, device, command
-    trajectories.jsonl    expert trajectories              pairs.jsonl        contrastive pairs
-    metrics.jsonl         one line per training step       tensorboard/       the same, as events
-    stages/<k>-<name>/    adapter/ when done; checkpoint-<step>/ while running; eval.json, episodes.jsonl
+    config.yaml           the resolved configuration     environment.json   versions, command
+    trajectories.jsonl    expert trajectories            pairs.jsonl        contrastive pairs
+    metrics.jsonl         one line per training step     tensorboard/       the same, as events
+    stages/<k>-<name>/    adapter/ when done, checkpoint-<step>/ before; eval.json, episodes.jsonl
     samples/<k>-<name>.jsonl   prompts, replies, rewards, advantages
     results.json, results.txt, curves.png                  the final table and its picture
 
-Whatever is written appears whole or not at all. Every batch, order and sample is a function of (seed,
-stage, step), so a checkpoint is weights + optimizer + step number, and a run that was killed ends with
-the same bytes as one that was not.
+Whatever is written appears whole or not at all. Every batch, order and sample is a function of
+(seed, stage, step), so a checkpoint is weights + optimizer + step number, and a run that was killed
+ends with the same bytes as one that was not.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
 
 
 class Stopper:
-    """Turns Ctrl-C and SIGTERM into a stop at the next step boundary; a second one stops at once."""
+    """Turns Ctrl-C and SIGTERM into a stop at the next step; a second one stops at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -141,7 +141,7 @@ class RunFolder:
 
 
 def drop_lines(path: Path, keep: Callable[[dict], bool]) -> None:
-    """Remove lines that a killed run wrote after its last checkpoint, and a half-written last one."""
+    """Remove what a killed run wrote after its last checkpoint, and a half-written line."""
     if not path.is_file():
         return
     kept = []
@@ -193,8 +193,8 @@ class StageLog:
         bad = [k for k, v in metrics.items() if not math.isfinite(v)]
         if bad:
             raise UserError(
-                f"{self.key} step {step}: {bad[0]} is {metrics[bad[0]]}; the last checkpoint is kept:"
-                " lower the learning rate, then start from it"
+                f"{self.key} step {step}: {bad[0]} is {metrics[bad[0]]}; the last checkpoint is "
+                "kept; lower the learning rate and start from it"
             )
         if "live_groups" in metrics:
             self.live_seen.append(metrics["live_groups"])

@@ -41,7 +41,7 @@ def _stage_of(folder: Path, stage: str | None, needs: str) -> str:
 
 
 def show_item(folder: Path, what: str, stage: str | None, number: int, console: Console) -> None:
-    """Print one pair, group or episode, or the table. Model and environment text is never markup."""
+    """Print one pair, group or episode, or the table. Foreign text is never markup."""
     if what == "results":
         file = folder / "results.txt"
         if not file.is_file():

@@ -2,7 +2,8 @@
 
 One line is one trajectory (every field is documented in the README):
 
-    {"id": …, "task": …, "observations": [o_0, …], "actions": [a_0, …], "admissible": [[…], …] or absent,
+    {"id": …, "task": …, "observations": [o_0, …], "actions": [a_0, …], "admissible": [[…], …] or
+    absent,
      "success": true, "split": "train", "source": "…"}
 
 A file is streamed and indexed by byte offset, never read whole: 1 GB of logs costs a few megabytes.
@@ -104,7 +105,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def read_jsonl(path: Path, skip_bad_rows: bool = False) -> Iterator[tuple[int, int, dict]]:
-    """Stream (line number, byte offset, row). A damaged line is an error, or skipped and counted."""
+    """Stream (line number, byte offset, row). A damaged line stops, or is skipped and counted."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -120,8 +121,8 @@ def read_jsonl(path: Path, skip_bad_rows: bool = False) -> Iterator[tuple[int, i
                 except (ValueError, RecursionError):
                     if not skip_bad_rows:
                         raise UserError(
-                            f"{path}:{number}: not a complete JSON object: {line[:40]!r}…; mend the "
-                            "line or pass --skip-bad-rows"
+                            f"{path}:{number}: not a complete JSON object: {line[:40]!r}…; mend "
+                            "it or pass --skip-bad-rows"
                         ) from None
                     skipped += 1
             offset += len(line)
@@ -276,7 +277,7 @@ def _dataset(source: str) -> Iterable[dict]:
 
 
 def hold_out(trajectories: Iterable[Trajectory], share: float) -> Iterator[Trajectory]:
-    """Give a single-split source a held-out part. A task's hash decides, so a task is in one part only."""
+    """Give a single-split source a held-out part. A task's hash decides: no task is in both."""
     for t in trajectories:
         digest = hashlib.sha256(t.task.encode()).digest()
         held = int.from_bytes(digest[:8], "big") / 2**64 < share

@@ -2,7 +2,7 @@
 
     Trajectory ──states()──▶ State ──sample K──▶ ActionPair        stage 1 of ACT: pairs.py
         State       ──prompts.py──▶ tokens ──▶ Sample × G          a group of answers: policy.sample
-        Sample × G  ──rewards.py, grpo.py──▶ Group                 one prompt, n weighted completions
+        Sample × G  ──rewards.py, grpo.py──▶ Group                 a prompt, n weighted completions
         Group       ──losses.py──▶ gradient                        policy.forward_backward
 
 All types are frozen: a stage never edits what another stage made.
@@ -18,7 +18,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One decision of an expert: what it saw, what it did, and (if known) what it could have done."""
+    """One decision of an expert: what it saw, what it did and, if known, could have done."""
 
     observation: str
     action: str
@@ -27,7 +27,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """s_i: all that the agent knows when it decides. `history` is oldest first: (observation, action).
+    """s_i: what the agent knows when it decides. `history`: (observation, action), oldest first.
 
     `earlier` counts turns before `history` that are no longer stored with the state.
     """
@@ -95,7 +95,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One prompt with n completions (n = 1 for IL, G for GRPO). A backend lays it out as it likes."""
+    """One prompt, n completions (n = 1 for IL, G for GRPO). A backend lays it out as it likes."""
 
     prompt: tuple[int, ...]
     completions: tuple[Completion, ...]

@@ -29,7 +29,7 @@ def load(tmp_path):
     return load_text
 
 
-# ---- what works ----------------------------------------------------------------------------------
+# ---- what works ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
@@ -108,7 +108,7 @@ def test_two_configs_share_no_list():
     assert other.recipe == ["il", "act", "rl"]
 
 
-# ---- what does not -------------------------------------------------------------------------------
+# ---- what does not -------------------------------------------------------------------------
 
 MISTAKES = [
     # unknown keys, with a suggestion

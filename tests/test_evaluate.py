@@ -1,4 +1,4 @@
-"""Metrics: intervals, and what each judgement figure means, by policies whose judgement is known."""
+"""Metrics: intervals, and what each figure means, by policies whose judgement is known."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ VARIANTS = st.sampled_from(["grpo", "dapo", "dr_grpo"])
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=20)
 
 
-# ---- advantages ----------------------------------------------------------------------------------
+# ---- advantages ----------------------------------------------------------------------------
 
 
 @given(REWARDS, st.booleans())
@@ -91,7 +91,7 @@ def test_rewards_may_be_integers():
     assert advantages(np.array([1, 0]), scale=False).tolist() == [0.5, -0.5]
 
 
-# ---- token weights -------------------------------------------------------------------------------
+# ---- token weights -------------------------------------------------------------------------
 
 
 @given(LENGTHS)
@@ -124,7 +124,7 @@ def test_an_unknown_variant_is_refused():
         token_weights([1], "bnpo", 1)
 
 
-# ---- groups --------------------------------------------------------------------------------------
+# ---- groups --------------------------------------------------------------------------------
 
 
 def samples(lengths):
@@ -170,7 +170,7 @@ def test_imitation_has_weight_one_and_no_advantage():
     assert completion.weight == 1 and not is_live(Group((1,), (completion,)))
 
 
-# ---- one step ------------------------------------------------------------------------------------
+# ---- one step ------------------------------------------------------------------------------
 
 
 class ScriptedPolicy:

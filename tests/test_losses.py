@@ -54,7 +54,7 @@ def smooth(loss: GRPOLoss, logp_N: np.ndarray, tokens: Tokens, margin: float = 1
     return all(np.abs(ratio_N - corner).min() > margin for corner in corners)
 
 
-# ---- value and gradient --------------------------------------------------------------------------
+# ---- value and gradient --------------------------------------------------------------------
 
 
 @given(SEEDS, LOSSES)
@@ -227,7 +227,7 @@ def test_a_training_step_ignores_layout_budget_and_order(seed, variant, budget):
         np.testing.assert_allclose(other_gradient, gradient, atol=1e-6)
 
 
-# ---- an independent reference --------------------------------------------------------------------
+# ---- an independent reference --------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

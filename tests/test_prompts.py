@@ -63,7 +63,7 @@ def text_of(prompter: Prompter, prompt) -> str:
     return prompter.tokenizer.decode(prompt.tokens)
 
 
-# ---- replies -------------------------------------------------------------------------------------
+# ---- replies -------------------------------------------------------------------------------
 
 
 @given(HOSTILE)
@@ -179,7 +179,7 @@ def test_the_end_token_is_trained(tags, tokenizer):
     assert tokenizer.decode(tokens[:-1]) == "<action>look</action>"
 
 
-# ---- foreign text --------------------------------------------------------------------------------
+# ---- foreign text --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -238,7 +238,7 @@ def test_ordinary_text_reaches_the_prompt_unchanged(tags, state):
     assert all(text in shown for text in texts)
 
 
-# ---- what is written -----------------------------------------------------------------------------
+# ---- what is written -----------------------------------------------------------------------
 
 STATE = State(
     "game-7#2",
@@ -329,7 +329,7 @@ def test_thinking_is_switched_in_templates_that_can(make, switch_tokenizer):
         assert text_of(prompter, ask(STATE, True)).endswith("<|im_start|>assistant\n")
 
 
-# ---- limits --------------------------------------------------------------------------------------
+# ---- limits --------------------------------------------------------------------------------
 
 WORDS = st.text("ab ", max_size=12)
 

@@ -1,4 +1,4 @@
-"""The stages' loops over a scripted policy: what is asked, what is rewarded, what is learned from."""
+"""The stages' loops over a scripted policy: what is asked, rewarded and learned from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from miniact.types import ActionPair, State, Step, Trajectory
 
 @pytest.fixture
 def world(tmp_path, tokenizer):
-    """Run a stage over six states with the given script; returns policy, metrics rows and samples."""
+    """Run a stage over six states with the given script; returns policy and metrics rows."""
     import json
 
     steps = tuple(Step(f"room {i}", f"go {i}", (f"go {i}", "wait")) for i in range(6))

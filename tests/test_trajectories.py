@@ -58,7 +58,7 @@ ROW = to_row(simple("a"))
 GOOD = json.dumps(ROW)
 
 
-# ---- round trips ---------------------------------------------------------------------------------
+# ---- round trips ---------------------------------------------------------------------------
 
 
 @given(st.lists(trajectories(), min_size=1, max_size=5))
@@ -117,7 +117,7 @@ def test_a_file_appears_only_when_it_is_complete(tmp_path):
     assert not path.exists()
 
 
-# ---- mistakes ------------------------------------------------------------------------------------
+# ---- mistakes ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         list(import_rows(str(tmp_path / "none.jsonl"), {}, False))
 
 
-# ---- the index -----------------------------------------------------------------------------------
+# ---- the index -----------------------------------------------------------------------------
 
 
 def test_failed_trajectories_are_left_out_and_counted(tmp_path):
@@ -276,7 +276,7 @@ def test_a_large_file_is_indexed_in_little_memory(tmp_path):
     assert peak < 3e6  # a tenth of the file
 
 
-# ---- other sources -------------------------------------------------------------------------------
+# ---- other sources -------------------------------------------------------------------------
 
 
 def test_parquet_with_other_names(tmp_path):

@@ -4,8 +4,9 @@
     log π(y) = z_y − logsumexp(z)
     ∂ log π(y) / ∂h = (s/T) · (W_y − Σ_v p_v W_v)
 
-A frozen head needs nothing but the last line in the backward pass, and that line can be evaluated in
-the forward pass, chunk by chunk: memory is one [chunk × V] buffer plus one gradient of h's shape.
+A frozen head needs nothing but the last line in the backward pass, and that line can be evaluated
+in the forward pass, chunk by chunk: memory is one [chunk × V] buffer plus one gradient of h's
+shape.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ y = W x + (α / r) · B A x, with B = 0 at the start.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from miniact.config import ModelConfig
 from miniact.errors import UserError
 from miniact.models import ModelSource, find_model
 
-for _name in ("transformers", "peft", "bitsandbytes"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
 transformers.utils.logging.disable_progress_bar()
 
 
@@ -96,10 +93,10 @@ def attach(model: Any, config: ModelConfig, seed: int) -> Any:
 
 
 def materialise(source: ModelSource) -> ModelSource:
-    """Turn a GGUF file into a plain HF folder in the user's cache, once; other sources pass through.
+    """Turn a GGUF file into a plain HF folder in the cache, once; other sources pass through.
 
-    transformers reads GGUF by dequantising it (about 20 s for 135M parameters); the folder then loads
-    in a second, and MLX can load it too.
+    transformers reads GGUF by dequantising it (about 20 s for 135M parameters); the folder then
+    loads in a second, and MLX can load it too.
     """
     if source.gguf is None:
         return source

@@ -1,8 +1,8 @@
 """The policy on PyTorch: sampling, log-probabilities, gradients. (The loading is in torch_load.py.)
 
 Two ideas make it fit one consumer GPU. A prompt is computed once for all its answers, when sampling
-(one prefill, then the cache is widened) and when training (`batching.py` lays a group in one row). And
-logits exist only at the positions that predict completion tokens, a chunk at a time.
+(one prefill, then the cache is widened) and when training (`batching.py` lays a group in one row).
+And logits exist only at the positions that predict completion tokens, a chunk at a time.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ class TorchPolicy:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self._mode(training=False)
 
-    # ---- modes -----------------------------------------------------------------------------------
+    # ---- modes ---------------------------------------------------------------------------------
 
     def _mode(self, training: bool) -> None:
         """Switch checkpointing on for training; off for sampling, where it would drop the cache.
 
-        bitsandbytes' 4-bit layers stay in training mode always: on some CPUs one forward in eval mode
-        repacks their weights for good, and later gradients come out wrong.
+        bitsandbytes' 4-bit layers stay in training mode always: on some CPUs one forward in eval
+        mode repacks their weights for good, and later gradients come out wrong.
         """
         self.model.train(training)
         for module in self.model.modules():
             if type(module).__name__ == "Linear4bit":
                 module.train(True)
 
-    # ---- sampling --------------------------------------------------------------------------------
+    # ---- sampling ------------------------------------------------------------------------------
 
     @torch.no_grad()
     def sample(
@@ -161,7 +161,7 @@ class TorchPolicy:
         text = self.tokenizer.decode(shown, skip_special_tokens=False)
         return Sample(tuple(tokens), tuple(logps), text, stop)
 
-    # ---- scoring and training ----------------------------------------------------------------------
+    # ---- scoring and training ------------------------------------------------------------------
 
     def _logp_N(self, layout: Layout, temperature: float) -> torch.Tensor:
         """log π of every completion token of one micro-batch, shape [N], float32."""
@@ -264,10 +264,10 @@ class TorchPolicy:
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
-    # ---- state -------------------------------------------------------------------------------------
+    # ---- state ---------------------------------------------------------------------------------
 
     def reset_optimizer(self) -> None:
-        options = {"lr": 0.0, "betas": (0.9, 0.999), "eps": 1e-8}
+        options: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.999), "eps": 1e-8}
         options["weight_decay"] = self.config.weight_decay
         if self.device.type == "cuda" and self.config.adapter == "qlora":
             from bitsandbytes.optim import PagedAdamW8bit
@@ -337,7 +337,7 @@ class TorchPolicy:
 def _chunks(
     order: list[int], prompts: Sequence[Sequence[int]], n: int, max_tokens: int, budget: int
 ) -> Iterator[list[int]]:
-    """Cut `order` (shortest first) so that rows × (prompt + answer) stays within the token budget."""
+    """Cut `order` (shortest first) so that rows × (prompt + answer) fits the token budget."""
     chunk: list[int] = []
     for i in order:
         if chunk and (len(chunk) + 1) * n * (len(prompts[i]) + max_tokens) > budget:
@@ -349,7 +349,7 @@ def _chunks(
 
 
 def _can_share_prompts(config: Any) -> bool:
-    """Sliding windows and linear attention ignore a custom mask: such models train the plain way."""
+    """Sliding windows and linear attention ignore a custom mask: they train the plain way."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) is False:

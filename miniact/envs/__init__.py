@@ -40,7 +40,7 @@ class Env(Protocol):
         ...
 
     def step(self, action: str) -> Turn:
-        """Act. An action that does not apply, or is no action at all, is data and never an error."""
+        """Act. What does not apply, or is no action at all, is data and never an error."""
         ...
 
     def admissible(self) -> tuple[str, ...] | None:

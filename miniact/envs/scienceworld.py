@@ -129,11 +129,11 @@ class ScienceWorld:
 
     def step(self, action: str) -> Turn:
         """Act. If the simulator dies or hangs, the episode ends as a failure."""
-        if self._last.done:
+        if self._last.done or self._jvm is None:
             return replace(self._last, observation=OVER, applied=False)
         self._steps += 1
         try:
-            self._last = self._act(action)
+            self._last = self._act(self._jvm, action)
         except _StoppedError:
             self._last = Turn(STOPPED, done=True, score=self._last.score, applied=False)
         return self._last
@@ -147,7 +147,7 @@ class ScienceWorld:
         if not self._list_actions or self._last.done or self._jvm is None:
             return None
         try:
-            self._seed()
+            self._jvm.seed(self._task_id)
             return tuple(sorted(set(self._jvm.ask_list("getValidActionObjectCombinations"))))
         except _StoppedError:
             return None
@@ -182,39 +182,32 @@ class ScienceWorld:
             self._steps = 0
         self._touched = False
         self._gold = self._jvm.ask_list("getGoldActionSequence") if gold else None
-        self._last = self._turn("")
+        self._last = self._turn(self._jvm, "")
         return self._jvm.ask("getTaskDescription"), self._last
 
-    def _act(self, action: str) -> Turn:
-        assert self._jvm is not None
-        self._seed()
-        answer = self._jvm.ask("step", action.encode(errors="replace").decode())
+    def _act(self, jvm: _Jvm, action: str) -> Turn:
+        jvm.seed(self._task_id)
+        answer = jvm.ask("step", action.encode(errors="replace").decode())
         if self._gold and action == self._gold[0]:
             self._gold = self._gold[1:]
         elif answer != _UNKNOWN:
             self._gold = None
         self._touched = self._touched or answer != _UNKNOWN
-        return self._turn(answer)
+        return self._turn(jvm, answer)
 
-    def _turn(self, answer: str) -> Turn:
+    def _turn(self, jvm: _Jvm, answer: str) -> Turn:
         """The answer with the room and the inventory; to look at them takes no time."""
-        assert self._jvm is not None
-        state = [_tidy(self._jvm.ask(f"freeAction{what}")) for what in ("Look", "Inventory")]
-        score = round(100 * self._jvm.ask("getScore"))  # negative: the task has been failed
-        completed = self._jvm.ask("getCompleted")
+        answer = _tidy(answer)
+        state = [_tidy(jvm.ask("freeActionLook")), _tidy(jvm.ask("freeActionInventory"))]
+        score = round(100 * jvm.ask("getScore"))  # negative: the task has been failed
+        completed = jvm.ask("getCompleted")
         return Turn(
-            "\n".join(state if _tidy(answer) in ("", *state) else [_tidy(answer), *state]),
+            "\n".join(state if answer in ("", *state) else [answer, *state]),
             done=completed or score < 0 or self._steps >= self._max_steps,
             success=completed and score == 100,
             score=max(score, 0) / 100,
             applied=not answer.startswith((_UNKNOWN, _CANCELLED)),
         )
-
-    def _seed(self) -> None:
-        """Make chance (where a bee flies to) a function of the task id and the time that passed."""
-        assert self._jvm is not None
-        moves = self._jvm.ask("getNumMoves")
-        self._jvm.seed(random.Random(f"{self._task_id}/{moves}").getrandbits(48))
 
 
 class _StoppedError(Exception):
@@ -267,8 +260,9 @@ class _Jvm:
         text = self._call(lambda: self._jvm.java.lang.String.join("\n", items))
         return text.split("\n") if text else []
 
-    def seed(self, seed: int) -> None:
-        """Seed the one generator of random numbers that the simulator draws from."""
+    def seed(self, task_id: str) -> None:
+        """Make chance (where a bee flies to) a function of the task and of the time that passed."""
+        seed = random.Random(f"{task_id}/{self.ask('getNumMoves')}").getrandbits(48)
         self._call(lambda: self._random.setSeed(seed))
 
     def _call(self, function: Callable[[], Any]) -> Any:

@@ -1,8 +1,8 @@
 """Agentic critical training: stage 2 of the paper.
 
-For a pair (s, a⁺, a⁻): show the state and both actions in an order drawn for this presentation, sample
-G answers (free reasoning, then a choice), reward the right choice, update with GRPO. Nothing ever
-looks at the reasoning: whatever reasoning emerges was useful for being right.
+For a pair (s, a⁺, a⁻): show the state and both actions in an order drawn for this presentation,
+sample G answers (free reasoning, then a choice), reward the right choice, update with GRPO. Nothing
+ever looks at the reasoning: whatever reasoning emerges was useful for being right.
 """
 
 from __future__ import annotations
