@@ -156,8 +156,21 @@ def _fill(rows: list[list[_Piece]]) -> Layout:
                 order.append((piece.group, c))
                 lengths.append(C)
                 at += C
-    where = (np.asarray(x, dtype=np.int64) for x in (row_N, col_N, target_N))
-    return Layout(token_BL, position_BL, group_BL, answer_BL, *where, order=order, lengths=lengths)
+
+    def ints(values: list[int]) -> np.ndarray:
+        return np.asarray(values, dtype=np.int64)
+
+    return Layout(
+        token_BL,
+        position_BL,
+        group_BL,
+        answer_BL,
+        ints(row_N),
+        ints(col_N),
+        ints(target_N),
+        order,
+        lengths,
+    )
 
 
 def loss_tokens(groups: Sequence[Group], layout: Layout) -> Tokens:

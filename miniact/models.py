@@ -74,6 +74,22 @@ def find_model(path: str) -> ModelSource:
     return ModelSource(path, is_local=False)
 
 
+def rope_at_top(config: dict[str, Any]) -> dict[str, Any]:
+    """The rope settings of a config.json, under the top-level keys where mlx-lm looks for them.
+
+    transformers 5 writes them inside `rope_parameters` only, and mlx-lm's Llama then falls back to a
+    theta of 10,000 without scaling: wrong by more than a nat, in silence.
+
+    >>> rope_at_top({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}})
+    {'rope_theta': 500000.0}
+    """
+    rope = config.get("rope_parameters") or {}
+    found = {k: rope[k] for k in ("rope_theta", "partial_rotary_factor") if k in rope}
+    if rope.get("rope_type", "default") != "default":
+        found["rope_scaling"] = rope
+    return {k: v for k, v in found.items() if config.get(k) is None}
+
+
 def load_tokenizer(source: ModelSource) -> Any:
     """The model's tokenizer. transformers imports no torch for this."""
     import transformers

@@ -370,7 +370,7 @@ def test_the_oldest_turns_go_first_and_the_gap_is_marked(make):
     tight = make(max_tokens=full - 1).action(state)
     assert tight.dropped >= 1 and "FIRST" not in text_of(p, tight) and "THIRD" in text_of(p, tight)
     plain_form = make(history=2, form="plain")
-    assert "in the sink\n...\nSECOND\n> b\n" in text_of(plain_form, plain_form.action(state))
+    assert "in the sink\n…\nSECOND\n> b\n" in text_of(plain_form, plain_form.action(state))
 
 
 def test_turns_that_were_left_out_before_count_too(make):

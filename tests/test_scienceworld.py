@@ -307,6 +307,7 @@ def test_a_jvm_that_dies_or_hangs_fails_the_episode_and_is_replaced():
         second = jvm_pid(env)
         assert not turn.done and second != first
         client = env._jvm._jvm._gateway_client
+        assert client.gateway_parameters.read_timeout == 300
         client.gateway_parameters.read_timeout = 1
         client.close()  # the next call connects anew, with the new limit
         os.kill(second, signal.SIGSTOP)

@@ -1,0 +1,109 @@
+"""What both backends do alike: chunks of prompts, samples, checks of saved weights. Imports neither."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from miniact.config import ModelConfig
+from miniact.errors import UserError
+from miniact.models import find_model
+from miniact.types import Sample
+
+
+HUB_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "model*.safetensors"]  # no code
+
+
+def model_folder(path: str) -> Path:
+    """`model.path` as a folder of safetensors: a GGUF is converted, a hub model is downloaded."""
+    source = find_model(path)
+    if source.gguf:
+        from miniact.backends.torch_load import materialise
+
+        source = materialise(source)
+    if source.is_local:
+        return Path(source.path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source.path, allow_patterns=HUB_FILES))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"model.path: cannot fetch {source.path!r}: {reason:.200}") from None
+
+
+def chunks(
+    order: Sequence[int], prompts: Sequence[Sequence[int]], n: int, max_tokens: int, budget: int
+) -> Iterator[list[int]]:
+    """Cut `order` (shortest first) so that rows × (prompt + answer) stays within the token budget."""
+    chunk: list[int] = []
+    for i in order:
+        if chunk and (len(chunk) + 1) * n * (len(prompts[i]) + max_tokens) > budget:
+            yield chunk
+            chunk = []
+        chunk.append(i)
+    if chunk:
+        yield chunk
+
+
+def to_sample(
+    tokenizer: Any, ends: Sequence[int], tokens: Sequence[int], logps: Sequence[float]
+) -> Sample:
+    """What was sampled, with its text (without the end token) and the reason why it stopped."""
+    stop = "end" if tokens[-1] in ends else "length"
+    shown = tokens[:-1] if stop == "end" else tokens
+    text = tokenizer.decode(shown, skip_special_tokens=False)
+    return Sample(tuple(tokens), tuple(logps), text, stop)
+
+
+def weight_file(folder: Path, adapter: str) -> Path:
+    """The file that holds the saved weights; UserError where there is none."""
+    file = folder / ("model.safetensors" if adapter == "full" else "adapter_model.safetensors")
+    if not file.is_file():
+        raise UserError(f"{folder}: no {file.name}; expected a folder that miniact or PEFT saved")
+    return file
+
+
+def check_same_shape(folder: Path, given: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Refuse saved weights (name → array) that do not fit the model's."""
+    for name, array in given.items():
+        if name not in mine:
+            raise UserError(
+                f"{folder}: has {name}, which this model lacks; adapter of another model?"
+            )
+        if tuple(array.shape) != tuple(mine[name].shape):
+            raise UserError(
+                f"{folder}: {name} has shape {tuple(array.shape)}, expected "
+                f"{tuple(mine[name].shape)}; adapter of another model, or another model.rank"
+            )
+    missing = [n for n in mine if n not in given and "lora" in n]
+    if missing:
+        raise UserError(f"{folder}: lacks {missing[0]}; adapter of another model?")
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of a LoRA adapter whose update is (α / r)·B·A and nothing else."""
+    try:
+        saved = json.loads((folder / "adapter_config.json").read_text())
+    except (OSError, ValueError):
+        raise UserError(
+            f"{folder}: no readable adapter_config.json; expected an adapter of miniact or PEFT"
+        ) from None
+    if "r" not in saved or "lora_alpha" not in saved:
+        raise UserError(f"{folder}: adapter_config.json has no r and lora_alpha; expected LoRA")
+    for name in ("use_rslora", "use_dora", "alpha_pattern", "fan_in_fan_out"):
+        if saved.get(name):
+            raise UserError(f"{folder}: uses {name}; expected plain LoRA, scaled by alpha / r")
+    return saved
+
+
+def check_scale(folder: Path, config: ModelConfig) -> None:
+    """Refuse an adapter that was trained with another α / r."""
+    saved = read_adapter_config(folder)
+    if saved["lora_alpha"] / saved["r"] != config.alpha / config.rank:
+        raise UserError(
+            f"{folder}: was trained with alpha/rank {saved['lora_alpha']}/{saved['r']}; "
+            f"set model.alpha and model.rank to these (they are {config.alpha}/{config.rank})"
+        )

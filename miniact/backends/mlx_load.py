@@ -1,0 +1,179 @@
+"""Loading a Hugging Face model for MLX: precision, device, QLoRA, LoRA or all weights.
+
+The model definitions are mlx-lm's; LoRA is our own, so that its scale, its start and its names are
+PEFT's and both backends read one adapter format. The 4-bit base of QLoRA differs between the backends:
+here MLX's affine groups (w ≈ scale·q + bias for every 64 weights), there bitsandbytes' NF4.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+from mlx_lm.utils import load_model
+from safetensors import safe_open
+
+from miniact.backends.mlx_head import output_layer
+from miniact.config import ModelConfig
+from miniact.errors import UserError
+from miniact.models import rope_at_top
+
+
+def pick_device(name: str) -> None:
+    """Set MLX's default device: auto is the GPU of a Mac, and the CPU elsewhere."""
+    devices = {"auto": mx.default_device(), "cpu": mx.cpu}
+    if mx.is_available(mx.gpu):
+        devices |= {"gpu": mx.gpu, "mps": mx.gpu}
+    if name not in devices:
+        raise UserError(
+            f"model.device: {name!r} is not usable here with MLX; one of {', '.join(devices)}"
+        )
+    mx.set_default_device(devices[name])
+
+
+def pick_dtype(name: str) -> mx.Dtype:
+    if name == "auto":
+        name = "bfloat16" if mx.default_device() == mx.Device(mx.gpu) else "float32"
+    return getattr(mx, name)
+
+
+def read_config(folder: Path, config: ModelConfig) -> dict[str, Any]:
+    """The model's config.json; UserError on what MLX cannot load, before mlx-lm tries."""
+    found = json.loads((folder / "config.json").read_text())
+    method = (found.get("quantization_config") or {}).get("quant_method", "")
+    if "bitsandbytes" in method or "bnb" in method:
+        raise UserError(
+            f"model.path: {config.path!r} is quantised by bitsandbytes, which MLX cannot read; take "
+            "the unquantised model with model.adapter: qlora, or model.backend: torch"
+        )
+    if "model_file" in found:  # code from a hub is never run
+        raise UserError(f"model.path: {config.path!r} wants to run its own code; not supported")
+    return found
+
+
+def load_base(folder: Path, config: ModelConfig) -> Any:
+    """The base model in the configured precision; 4-bit for adapter: qlora."""
+    found = read_config(folder, config)
+    try:
+        model, loaded = load_model(folder, lazy=True, model_config=rope_at_top(found))
+        head = output_layer(model)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"model.path: mlx-lm cannot load {config.path!r} (model type "
+            f"{found.get('model_type')!r}): {reason:.200}; model.backend: torch may know it"
+        ) from None
+    model.set_dtype(pick_dtype(config.dtype))
+    is_quantised = "quantization" in loaded
+    if config.adapter == "full" and is_quantised:
+        raise UserError(f"model.adapter: full cannot train {config.path!r}, which is quantised")
+    if config.adapter == "qlora" and not is_quantised:
+        nn.quantize(model, class_predicate=lambda _, m: m is not head and _four_bits(m))
+    mx.eval(model.parameters())
+    return model
+
+
+def _four_bits(module: nn.Module) -> dict[str, Any] | bool:
+    """How to quantise a layer. One whose width no group size divides keeps its precision."""
+    if isinstance(module, nn.Linear):
+        for size in (64, 32):
+            if module.weight.shape[1] % size == 0:
+                return {"group_size": size, "bits": 4, "mode": "affine"}
+    return False
+
+
+class LoRALinear(nn.Module):
+    """y = W x + (α / r) · B A x, with A [r, in] and B [out, r] in float32, named as PEFT does.
+
+    A ~ U(−1/√in, 1/√in), which is PEFT's kaiming_uniform(a = √5); B = 0.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, key: mx.array) -> None:
+        super().__init__()
+        outputs, inputs = base.weight.shape
+        if isinstance(base, nn.QuantizedLinear):
+            inputs = inputs * 32 // base.bits  # the weight is packed into 32-bit words
+        bound = inputs**-0.5
+        self.base, self.scale = base, scale
+        self.lora_A = mx.random.uniform(-bound, bound, (rank, inputs), key=key)
+        self.lora_B = mx.zeros((outputs, rank))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.base(x)
+        update = (x.astype(mx.float32) @ self.lora_A.T) @ self.lora_B.T
+        return y + (self.scale * update).astype(y.dtype)
+
+
+def attach(model: Any, folder: Path, config: ModelConfig, seed: int) -> Any:
+    """Add the trainable part. The seed fixes LoRA's A; B is zero."""
+    if config.gradient_checkpointing:
+        for layer in model.layers:
+            layer.__class__ = _checkpointed(type(layer))
+    if config.adapter == "full":
+        model.unfreeze()
+        return model
+    model.freeze()
+    head = output_layer(model)
+    linear = sorted(
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.QuantizedLinear)) and module is not head
+    )
+    _check_names(folder, config, [path for path, _ in linear])
+    keys = mx.random.split(mx.random.key(seed), len(linear))
+    for (path, module), key in zip(linear, keys):
+        lora = LoRALinear(module, config.rank, config.alpha / config.rank, key)
+        lora.base.freeze()
+        model.update_modules(tree_unflatten([(path, lora)]))
+    return model
+
+
+def _check_names(folder: Path, config: ModelConfig, paths: list[str]) -> None:
+    """PEFT names an adapter's layers as the model folder does, so mlx-lm must name them so too."""
+    stored: set[str] = set()
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, "np") as weights:
+            stored |= set(weights.keys())
+    strange = [path for path in paths if f"{path}.weight" not in stored]
+    if strange or not paths:
+        raise UserError(
+            f"model.path: mlx-lm names the layers of {config.path!r} differently "
+            f"({strange[0] if strange else 'none found'}), so MLX and PEFT could not share an "
+            "adapter; use model.backend: torch"
+        )
+
+
+def _checkpointed(kind: type) -> type:
+    """A layer class whose activations are recomputed in the backward pass.
+
+    What the layer adds to a KV cache leaves through the result: a recomputation that wrote to the
+    cache itself would append everything twice.
+    """
+
+    def call(self: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        moved: dict[str, Any] = {}
+
+        def layer(weights: dict, x: mx.array, kv: tuple) -> tuple[mx.array, tuple]:
+            self.update(weights)
+            mine = copy.copy(cache)
+            if kv:
+                mine.keys, mine.values = kv
+            y = kind.__call__(self, x, mask, mine)
+            if mine is None:
+                return y, ()
+            moved.update(vars(mine))
+            return y, (mine.keys, mine.values)
+
+        kv = () if cache is None or cache.keys is None else (cache.keys, cache.values)
+        y, kv = mx.checkpoint(layer)(self.trainable_parameters(), x, kv)
+        if cache is not None:
+            vars(cache).update(moved)
+            cache.keys, cache.values = kv
+        return y
+
+    return type(kind.__name__, (kind,), {"__call__": call})

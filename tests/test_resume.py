@@ -1,0 +1,78 @@
+"""Resume to the bit: a run killed with SIGKILL at any moment ends with the bytes of one never killed."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RUN = [sys.executable, "-m", "miniact.cli", "run"]
+SMALL = [
+    "household",
+    *("stage.il.steps=6", "stage.act.steps=4", "stage.rl.steps=4"),
+    *("stage.il.batch=4", "stage.act.batch=4", "stage.rl.batch=4"),
+    *("stage.il.checkpoint_every=2", "stage.act.checkpoint_every=1", "stage.rl.checkpoint_every=3"),
+    *("stage.act.beta=0.05", "stage.rl.updates=2", "model.rank=4", "model.alpha=8"),
+    *("env.train_tasks=12", "env.heldout_tasks=4", "env.options={max_steps: 6}"),
+    *("eval.episodes=4", "eval.states=6", "eval.pairs=6"),
+]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of everything that training decides."""
+    wanted = ["trajectories.jsonl", "pairs.jsonl", *(f"samples/{k}.jsonl" for k in ("2-act", "3-rl"))]
+    for stage in ("1-il", "2-act", "3-rl"):
+        wanted += [f"stages/{stage}/adapter/adapter_model.safetensors", f"stages/{stage}/eval.json"]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in wanted}
+
+
+def finish(*arguments: str) -> None:
+    done = subprocess.run([*RUN, *arguments], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path):
+    started = time.monotonic()
+    finish(*SMALL, "--out", str(tmp_path / "whole"))
+    length = time.monotonic() - started
+    rng = random.Random(1)
+    killed = tmp_path / "killed"
+    kills = 0
+    for share in (0.5, 0.65, 0.8, 0.9):  # the first part is only imports and the base evaluation
+        arguments = ["--resume", str(killed)] if killed.is_dir() else [*SMALL, "--out", str(killed)]
+        process = subprocess.Popen(
+            [*RUN, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(timeout=length * share * rng.uniform(0.8, 1.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert kills >= 1
+    finish("--resume", str(killed))
+    assert digests(killed) == digests(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [*RUN, *SMALL, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 300
+    while not (out / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert f"miniact run --resume {out}" in stderr.decode()
+    finish("--resume", str(out))
+    assert (out / "results.json").is_file()
