@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,8 +163,6 @@ class Config:
 
 def _coerce(value: Any, declared: Any, where: str) -> Any:
     """Bring a YAML or command-line value to its declared type, or say what was expected."""
-    if isinstance(declared, types.UnionType):
-        declared = typing.get_args(declared)[0]
     try:
         if declared is bool:
             if isinstance(value, bool):

@@ -77,8 +77,8 @@ def find_model(path: str) -> ModelSource:
 def rope_at_top(config: dict[str, Any]) -> dict[str, Any]:
     """The rope settings of a config.json, under the top-level keys where mlx-lm looks for them.
 
-    transformers 5 writes them inside `rope_parameters` only, and mlx-lm's Llama then falls back to a
-    theta of 10,000 without scaling: wrong by more than a nat, in silence.
+    transformers 5 writes them inside `rope_parameters` only, and mlx-lm's Llama then falls back to
+    a theta of 10,000 without scaling: wrong by more than a nat, in silence.
 
     >>> rope_at_top({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}})
     {'rope_theta': 500000.0}

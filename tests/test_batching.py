@@ -13,34 +13,30 @@ from miniact.batching import PADDING, Layout, layouts, loss_tokens, split_by_com
 from miniact.errors import UserError
 from miniact.types import Completion, Group
 
-LONGEST = 12  # of a prompt; answers are up to 6: 18 always fit
-TOKENS = st.integers(1, 9)
+PROMPTS = st.sampled_from([1, 2, 3, 12])  # lengths; small ones, so that several groups share a row
+ANSWERS = st.lists(st.sampled_from([1, 2, 6]), min_size=1, max_size=4)
+BUDGETS = st.integers(18, 80)  # 12 + 6 always fit
+SHARED = st.booleans()
 
 
 @st.composite
-def completions(draw, tokens=TOKENS):
-    chosen = tuple(draw(st.lists(tokens, min_size=1, max_size=6)))
-    logps = np.array(draw(st.lists(st.floats(-9, 0, width=32), min_size=6, max_size=6)), np.float32)
-    given_ = draw(st.booleans())
-    return Completion(
-        chosen,
-        weight=draw(st.floats(0, 1, width=32)),
-        advantage=draw(st.floats(-2, 2, width=32)),
-        old_logps=logps[: len(chosen)] if given_ else None,
-        ref_logps=logps[::-1][: len(chosen)] if given_ else None,
-    )
+def batches(draw) -> list[Group]:
+    """Groups of drawn lengths, filled with random tokens and numbers."""
+    lengths = draw(st.lists(st.tuples(PROMPTS, ANSWERS), max_size=9))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+
+    def tokens(n: int) -> tuple[int, ...]:
+        return tuple(rng.integers(1, 10, n).tolist())
+
+    def completion(n: int) -> Completion:
+        logps = rng.normal(size=(2, n)).astype(np.float32) if rng.random() < 0.7 else (None, None)
+        weight, advantage = rng.normal(size=2).astype(np.float32).tolist()
+        return Completion(tokens(n), weight, advantage, *logps)
+
+    return [Group(tokens(p), tuple(map(completion, answers))) for p, answers in lengths]
 
 
-GROUPS = st.lists(
-    st.builds(
-        Group,
-        st.lists(TOKENS, min_size=1, max_size=LONGEST).map(tuple),
-        st.lists(completions(), min_size=1, max_size=5).map(tuple),
-    ),
-    max_size=6,
-)
-BUDGETS = st.integers(LONGEST + 6, 80)
-SHARED = st.booleans()
+GROUPS = batches()
 
 
 def answers(layout: Layout):

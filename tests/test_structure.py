@@ -62,7 +62,7 @@ def test_nothing_unsafe_is_used():
     for file in FILES:
         text = file.read_text()
         assert not re.search(
-            r"\bpickle\b\s*\.|import pickle|torch\.load\(|shell=True|\beval\(", text
+            r"\bpickle\b\s*\.|import pickle|torch\.load\(|shell=True|(?<!\.)\beval\(", text
         )
         assert "trust_remote_code=True" not in text
 

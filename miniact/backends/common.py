@@ -1,4 +1,4 @@
-"""What both backends do alike: chunks of prompts, samples, checks of saved weights. Imports neither."""
+"""What both backends do alike: model folders, chunks of prompts, samples, checks of adapters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from miniact.config import ModelConfig
 from miniact.errors import UserError
 from miniact.models import find_model
 from miniact.types import Sample
-
 
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "model*.safetensors"]  # no code
 
@@ -37,7 +36,7 @@ def model_folder(path: str) -> Path:
 def chunks(
     order: Sequence[int], prompts: Sequence[Sequence[int]], n: int, max_tokens: int, budget: int
 ) -> Iterator[list[int]]:
-    """Cut `order` (shortest first) so that rows × (prompt + answer) stays within the token budget."""
+    """Cut `order` (shortest first) so that rows × (prompt + answer) fits the token budget."""
     chunk: list[int] = []
     for i in order:
         if chunk and (len(chunk) + 1) * n * (len(prompts[i]) + max_tokens) > budget:

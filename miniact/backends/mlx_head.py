@@ -1,7 +1,7 @@
-"""From hidden states to log-probabilities on MLX; the twin of torch_head.py, which has the equations.
+"""From hidden states to log-probabilities on MLX: the twin of torch_head.py, with its equations.
 
-Only the output layer is taken from the model, so what its architecture does to the logits (a scale, a
-cap) is repeated here, and compared once with the model's own forward pass when a model is loaded.
+Only the output layer is taken from the model. What the architecture does to the logits (a scale, a
+cap) is repeated here, and compared with the model's own forward pass once, when it is loaded.
 """
 
 from __future__ import annotations
@@ -80,11 +80,12 @@ def _frozen_logp(
         return mx.concatenate(logps), mx.concatenate(gradients)
 
     @logp.vjp
-    def _(primal: mx.array, cotangents: tuple, outputs: tuple) -> mx.array:
-        gradient_ND = outputs[1]
+    def _(primal: mx.array, cotangents: Any, outputs: Any) -> mx.array:
+        gradient_ND = outputs[1]  # not differentiated itself, so cotangents[1] is 0
         return gradient_ND * cotangents[0][:, None].astype(gradient_ND.dtype)
 
-    return logp(hidden_ND)[0]
+    outputs: Any = logp(hidden_ND)
+    return outputs[0]
 
 
 def _after(h: mx.array, earlier: list[mx.array]) -> mx.array:

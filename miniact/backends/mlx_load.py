@@ -1,8 +1,8 @@
 """Loading a Hugging Face model for MLX: precision, device, QLoRA, LoRA or all weights.
 
-The model definitions are mlx-lm's; LoRA is our own, so that its scale, its start and its names are
-PEFT's and both backends read one adapter format. The 4-bit base of QLoRA differs between the backends:
-here MLX's affine groups (w ≈ scale·q + bias for every 64 weights), there bitsandbytes' NF4.
+The model definitions are mlx-lm's. LoRA is our own, so that its scale, its start and its names are
+PEFT's, and both backends read one adapter format. The 4-bit base of QLoRA differs between them:
+here MLX's affine groups (w ≈ scale·q + bias, for every 64 weights), there bitsandbytes' NF4.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.utils import load_model
 from safetensors import safe_open
 
@@ -26,7 +26,7 @@ from miniact.models import rope_at_top
 
 def pick_device(name: str) -> None:
     """Set MLX's default device: auto is the GPU of a Mac, and the CPU elsewhere."""
-    devices = {"auto": mx.default_device(), "cpu": mx.cpu}
+    devices: dict[str, Any] = {"auto": mx.default_device(), "cpu": mx.cpu}
     if mx.is_available(mx.gpu):
         devices |= {"gpu": mx.gpu, "mps": mx.gpu}
     if name not in devices:
@@ -48,8 +48,8 @@ def read_config(folder: Path, config: ModelConfig) -> dict[str, Any]:
     method = (found.get("quantization_config") or {}).get("quant_method", "")
     if "bitsandbytes" in method or "bnb" in method:
         raise UserError(
-            f"model.path: {config.path!r} is quantised by bitsandbytes, which MLX cannot read; take "
-            "the unquantised model with model.adapter: qlora, or model.backend: torch"
+            f"model.path: {config.path!r} is quantised by bitsandbytes, which MLX cannot read; "
+            "take the unquantised model with model.adapter: qlora, or model.backend: torch"
         )
     if "model_file" in found:  # code from a hub is never run
         raise UserError(f"model.path: {config.path!r} wants to run its own code; not supported")
@@ -95,7 +95,7 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base: nn.Module, rank: int, scale: float, key: mx.array) -> None:
         super().__init__()
-        outputs, inputs = base.weight.shape
+        outputs, inputs = base.weight.shape  # type: ignore[misc]
         if isinstance(base, nn.QuantizedLinear):
             inputs = inputs * 32 // base.bits  # the weight is packed into 32-bit words
         bound = inputs**-0.5
@@ -115,7 +115,7 @@ def attach(model: Any, folder: Path, config: ModelConfig, seed: int) -> Any:
         for layer in model.layers:
             layer.__class__ = _checkpointed(type(layer))
     if config.adapter == "full":
-        model.unfreeze()
+        _check_names(folder, config, list(dict(tree_flatten(model.parameters()))))
         return model
     model.freeze()
     head = output_layer(model)
@@ -124,43 +124,43 @@ def attach(model: Any, folder: Path, config: ModelConfig, seed: int) -> Any:
         for path, module in model.named_modules()
         if isinstance(module, (nn.Linear, nn.QuantizedLinear)) and module is not head
     )
-    _check_names(folder, config, [path for path, _ in linear])
+    _check_names(folder, config, [f"{path}.weight" for path, _ in linear])
     keys = mx.random.split(mx.random.key(seed), len(linear))
     for (path, module), key in zip(linear, keys):
         lora = LoRALinear(module, config.rank, config.alpha / config.rank, key)
-        lora.base.freeze()
         model.update_modules(tree_unflatten([(path, lora)]))
     return model
 
 
-def _check_names(folder: Path, config: ModelConfig, paths: list[str]) -> None:
-    """PEFT names an adapter's layers as the model folder does, so mlx-lm must name them so too."""
+def _check_names(folder: Path, config: ModelConfig, names: list[str]) -> None:
+    """PEFT names its weights as the model folder does, so mlx-lm must name its layers so too."""
     stored: set[str] = set()
     for file in folder.glob("model*.safetensors"):
         with safe_open(file, "np") as weights:
             stored |= set(weights.keys())
-    strange = [path for path in paths if f"{path}.weight" not in stored]
-    if strange or not paths:
+    strange = [name for name in names if name not in stored] or ["no linear layers"][len(names) :]
+    if strange:
         raise UserError(
-            f"model.path: mlx-lm names the layers of {config.path!r} differently "
-            f"({strange[0] if strange else 'none found'}), so MLX and PEFT could not share an "
-            "adapter; use model.backend: torch"
+            f"model.path: mlx-lm names the weights of {config.path!r} in its own way "
+            f"({strange[0]}), so what MLX trains would not load elsewhere; use model.backend: torch"
         )
 
 
 def _checkpointed(kind: type) -> type:
     """A layer class whose activations are recomputed in the backward pass.
 
-    What the layer adds to a KV cache leaves through the result: a recomputation that wrote to the
-    cache itself would append everything twice.
+    The layer works on a copy of its KV cache and returns what it added: were it to write to the
+    cache itself, the recomputation would append everything twice.
     """
 
     def call(self: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
-        moved: dict[str, Any] = {}
+        if not self.training:
+            return kind.__call__(self, x, mask, cache)
+        before, moved = copy.copy(cache), {}
 
         def layer(weights: dict, x: mx.array, kv: tuple) -> tuple[mx.array, tuple]:
             self.update(weights)
-            mine = copy.copy(cache)
+            mine = copy.copy(before)
             if kv:
                 mine.keys, mine.values = kv
             y = kind.__call__(self, x, mask, mine)
@@ -169,7 +169,7 @@ def _checkpointed(kind: type) -> type:
             moved.update(vars(mine))
             return y, (mine.keys, mine.values)
 
-        kv = () if cache is None or cache.keys is None else (cache.keys, cache.values)
+        kv: Any = () if cache is None or cache.keys is None else (cache.keys, cache.values)
         y, kv = mx.checkpoint(layer)(self.trainable_parameters(), x, kv)
         if cache is not None:
             vars(cache).update(moved)

@@ -8,6 +8,7 @@ y = W x + (α / r) · B A x, with B = 0 at the start.
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 
 from miniact.config import ModelConfig
 from miniact.errors import UserError
-from miniact.models import ModelSource, find_model
+from miniact.models import ModelSource, find_model, rope_at_top
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -121,17 +122,10 @@ def materialise(source: ModelSource) -> ModelSource:
 
 
 def add_rope_theta(folder: Path) -> None:
-    """Also write `rope_theta` at the top of config.json, where mlx-lm looks for it.
-
-    transformers 5 writes it inside `rope_parameters` only, and mlx-lm then falls back to 10,000.
-    """
-    import json
-
+    """Also write `rope_theta` at the top of config.json, where mlx-lm looks for it."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
-    theta = (config.get("rope_parameters") or {}).get("rope_theta")
-    if theta is not None and "rope_theta" not in config:
-        file.write_text(json.dumps({**config, "rope_theta": theta}, indent=2) + "\n")
+    file.write_text(json.dumps(config | rope_at_top(config), indent=2) + "\n")
 
 
 def init_llama(folder: Path, tokenizer: Any, seed: int) -> None:

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from miniact.backends.common import check_same_shape, check_scale, chunks, to_sample, weight_file
 from miniact.backends.torch_head import Head
 from miniact.backends.torch_load import attach, load_base, materialise, pick_device, pick_dtype
 from miniact.batching import Layout, layouts, loss_tokens, split_by_completion
@@ -77,7 +79,7 @@ class TorchPolicy:
         generator = torch.Generator(self.device).manual_seed(seed)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together
         out: list[list[Sample]] = [[] for _ in prompts]
-        for chunk in _chunks(order, prompts, n, max_tokens, self.budget):
+        for chunk in chunks(order, prompts, n, max_tokens, self.budget):
             part = self._sample_chunk(
                 [prompts[i] for i in chunk], n, max_tokens, temperature, generator
             )
@@ -141,7 +143,7 @@ class TorchPolicy:
             )
             hidden_RD = result.last_hidden_state[:, -1]
             position_R = position_R + 1
-        samples = [self._finish(t, p) for t, p in zip(tokens, logps)]
+        samples = [to_sample(self.tokenizer, self.ends, t, p) for t, p in zip(tokens, logps)]
         return [samples[b * n : (b + 1) * n] for b in range(B)]
 
     def _draw(
@@ -154,12 +156,6 @@ class TorchPolicy:
         else:
             token_R1 = torch.multinomial(logp_RV.exp(), 1, generator=generator)
         return token_R1[:, 0], logp_RV.gather(1, token_R1)[:, 0]
-
-    def _finish(self, tokens: list[int], logps: list[float]) -> Sample:
-        stop = "end" if tokens[-1] in self.ends else "length"
-        shown = tokens[:-1] if stop == "end" else tokens
-        text = self.tokenizer.decode(shown, skip_special_tokens=False)
-        return Sample(tuple(tokens), tuple(logps), text, stop)
 
     # ---- scoring and training ------------------------------------------------------------------
 
@@ -302,18 +298,17 @@ class TorchPolicy:
 
     def load_adapter(self, folder: Path) -> None:
         full = self.config.adapter == "full"
-        file = folder / ("model.safetensors" if full else "adapter_model.safetensors")
-        if not file.is_file():
-            raise UserError(
-                f"{folder}: no {file.name}; expected a folder that miniact or PEFT saved"
-            )
-        weights = load_file(file, device=str(self.device))
+        file = weight_file(folder, self.config.adapter)
+        try:
+            weights = load_file(file, device=str(self.device))
+        except SafetensorError as error:
+            raise UserError(f"{file}: no safetensors file: {error!s:.100}") from None
         mine = self.model.state_dict() if full else get_peft_model_state_dict(self.model)
-        _check_same_shape(folder, weights, mine)
+        check_same_shape(folder, weights, mine)
         if full:
             self.model.load_state_dict(weights, strict=False)  # tied weights are stored once
         else:
-            _check_scale(folder, self.config)
+            check_scale(folder, self.config)
             set_peft_model_state_dict(self.model, weights)
 
     def save_optimizer(self, file: Path) -> None:
@@ -328,24 +323,14 @@ class TorchPolicy:
         state: dict[int, dict[str, Any]] = {}
         for name, value in load_file(file).items():
             i, _, field = name.partition(".")
+            if not i.isdigit():
+                raise UserError(
+                    f"{file}: was not saved by PyTorch; finish this stage where it was begun"
+                )
             is_count = field == "step" and not isinstance(self.optimizer, torch.optim.AdamW)
             state.setdefault(int(i), {})[field] = int(value) if is_count else value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _chunks(
-    order: list[int], prompts: Sequence[Sequence[int]], n: int, max_tokens: int, budget: int
-) -> Iterator[list[int]]:
-    """Cut `order` (shortest first) so that rows × (prompt + answer) fits the token budget."""
-    chunk: list[int] = []
-    for i in order:
-        if chunk and (len(chunk) + 1) * n * (len(prompts[i]) + max_tokens) > budget:
-            yield chunk
-            chunk = []
-        chunk.append(i)
-    if chunk:
-        yield chunk
 
 
 def _can_share_prompts(config: Any) -> bool:
@@ -355,30 +340,3 @@ def _can_share_prompts(config: Any) -> bool:
     if getattr(config, "use_sliding_window", True) is False:
         window = None
     return kinds == {"full_attention"} and window is None
-
-
-def _check_same_shape(folder: Path, given: dict, mine: dict) -> None:
-    for name, tensor in given.items():
-        if name not in mine:
-            raise UserError(
-                f"{folder}: has {name}, which this model lacks; adapter of another model?"
-            )
-        if tensor.shape != mine[name].shape:
-            raise UserError(
-                f"{folder}: {name} has shape {tuple(tensor.shape)}, expected "
-                f"{tuple(mine[name].shape)}; adapter of another model, or another model.rank"
-            )
-    missing = [n for n in mine if n not in given and "lora" in n]
-    if missing:
-        raise UserError(f"{folder}: lacks {missing[0]}; adapter of another model?")
-
-
-def _check_scale(folder: Path, config: ModelConfig) -> None:
-    import json
-
-    saved = json.loads((folder / "adapter_config.json").read_text())
-    if saved["lora_alpha"] / saved["r"] != config.alpha / config.rank:
-        raise UserError(
-            f"{folder}: was trained with alpha/rank {saved['lora_alpha']}/{saved['r']}; "
-            f"set model.alpha and model.rank to these (they are {config.alpha}/{config.rank})"
-        )

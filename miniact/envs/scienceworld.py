@@ -20,6 +20,7 @@ import random
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -224,15 +225,17 @@ class _Jvm:
 
         classpath = os.pathsep.join((find_jar_path(), JAR_PATH))
         server = ["py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0"]
+        folder = tempfile.TemporaryDirectory(prefix="scienceworld-")  # it writes a table of types
         self._process = subprocess.Popen(
             [java, *_JAVA_FLAGS, "-classpath", classpath, *server],
+            cwd=folder.name,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C is for us alone: the step in progress ends well
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
         )
-        self.stop = weakref.finalize(self, _stop, self._process)
+        self.stop = weakref.finalize(self, _stop, self._process, folder)
         out = self._process.stdout
         assert out is not None
         port, token = out.readline().decode().strip(), out.readline().decode().strip()
@@ -277,7 +280,7 @@ class _Jvm:
             raise _StoppedError from error
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], folder: tempfile.TemporaryDirectory[str]) -> None:
     assert process.stdin is not None
     process.stdin.close()
     process.terminate()
@@ -286,6 +289,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    folder.cleanup()
 
 
 def _drain(stream: IO[bytes]) -> None:

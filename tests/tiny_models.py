@@ -1,0 +1,96 @@
+"""Tiny Hugging Face models with random weights, and batches for them, for the tests of backends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from miniact.grpo import weigh
+from miniact.types import Completion, Group
+
+KINDS = ("llama-tied", "llama-untied", "qwen3-tied", "qwen3-untied")
+THETA = 700.0  # not the 10,000 that mlx-lm assumes where it finds none
+
+
+def write_model(folder: Path, kind: str, tokenizer: Any, **options: Any) -> Path:
+    """A model of two layers. Its weights are large, so that its predictions are not uniform."""
+    import torch
+    import transformers
+
+    name, _, tying = kind.partition("-")
+    common = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": tying == "tied",
+        "initializer_range": 0.12,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+        "pad_token_id": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": THETA},
+        **({"head_dim": 24} if name == "qwen3" else {}),  # not hidden_size / heads
+        **options,
+    }
+    config_class = {"llama": transformers.LlamaConfig, "qwen3": transformers.Qwen3Config}[name]
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(config_class(**common))
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # norms start at 1, where a forgotten one would go unseen
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_adapter(folder: Path, like: Path, scale: float = 0.1) -> Path:
+    """Copy an adapter with random A and B: a fresh one has B = 0, which would hide mistakes."""
+    from safetensors.numpy import load_file, save_file
+
+    rng = np.random.default_rng(3)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = load_file(like / "adapter_model.safetensors")
+    noise = {n: rng.normal(size=w.shape, scale=scale) for n, w in sorted(weights.items())}
+    save_file(
+        {n: w.astype(np.float32) for n, w in noise.items()}, folder / "adapter_model.safetensors"
+    )
+    (folder / "adapter_config.json").write_bytes((like / "adapter_config.json").read_bytes())
+    return folder
+
+
+def random_batch(
+    prompts: Sequence[int], answers: Sequence[Sequence[int]], seed: int = 0, vocab: int = 256
+) -> list[Group]:
+    """Groups of these lengths: prompts[i], and answers[i][j] to it; GRPO's fields are filled."""
+    rng = np.random.default_rng(seed)
+
+    def completion(length: int) -> Completion:
+        return Completion(
+            tuple(rng.integers(0, vocab, length).tolist()),
+            advantage=float(rng.normal()),
+            old_logps=rng.normal(-5, 0.4, length).astype(np.float32),
+            ref_logps=rng.normal(-5, 0.4, length).astype(np.float32),
+        )
+
+    groups = [
+        Group(tuple(rng.integers(0, vocab, p).tolist()), tuple(map(completion, lengths)))
+        for p, lengths in zip(prompts, answers)
+    ]
+    return weigh(groups, "grpo", 8)
+
+
+@st.composite
+def batches(draw: Any, most_answers: int = 3) -> list[Group]:
+    """A few groups of unequal lengths."""
+    prompts = draw(st.lists(st.integers(1, 12), min_size=1, max_size=3))
+    answers = [
+        draw(st.lists(st.integers(1, 6), min_size=1, max_size=most_answers)) for _ in prompts
+    ]
+    return random_batch(prompts, answers, seed=draw(st.integers(0, 99)))
