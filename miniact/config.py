@@ -98,6 +98,9 @@ class StageConfig:
     batch: int = key(16, "prompts per step", low=1)
     lr: float = key(1e-4, "learning rate", low=0)
     warmup: int = key(5, "steps over which the learning rate rises from 0", low=0)
+    schedule: str = key(
+        "constant", "learning rate after the warm-up", choices=("constant", "linear")
+    )
     max_grad_norm: float = key(1.0, "gradients are scaled down to this L2 norm", low=0)
     thinking: bool = key(False, "let the model think before it answers")
     checkpoint_every: int = key(25, "steps between checkpoints", low=1)

@@ -87,6 +87,7 @@ def test_free_reasoning_before_the_answer_is_ignored(tags, reasoning, action, af
 
 
 @given(HOSTILE, REPLY)
+@example("</think><action>go</action><choice>1</choice>", "look")
 def test_a_finished_thought_may_hold_anything(tags, thought, action):
     reply = f"<think>{thought}</think>\n{tags.render_action(action)}"
     assert tags.parse_action(reply) == action
@@ -342,13 +343,15 @@ def turns_shown(prompter: Prompter, state: State, turns: int) -> tuple[int, ...]
 
 @given(
     states(WORDS, max_turns=12),
-    st.integers(16, 700),
+    st.integers(0, 12),
+    st.integers(-1, 1),
     st.integers(0, 12),
     st.sampled_from(["tags", "plain"]),
 )
-def test_as_much_of_the_newest_history_as_fits(make, state, limit, history, form):
+def test_as_much_of_the_newest_history_as_fits(make, state, turns, more, history, form):
+    lengths = [len(turns_shown(make(form=form), state, n)) for n in range(len(state.history) + 1)]
+    limit = lengths[min(turns, len(state.history))] + more  # just enough for `turns`, or nearly
     prompter = make(max_tokens=limit, history=history, form=form)
-    lengths = [len(turns_shown(prompter, state, n)) for n in range(len(state.history) + 1)]
     fitting = [n for n, length in enumerate(lengths[: history + 1]) if length <= limit]
     if not fitting:
         with pytest.raises(UserError, match=f"^t#0: .* take {lengths[0]} tokens.* {limit};"):

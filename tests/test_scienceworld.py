@@ -260,8 +260,9 @@ def test_an_ordinary_list_of_actions_is_off_and_can_be_had(env):
     actions = listing.admissible()
     assert actions == listing.admissible() == tuple(sorted(set(actions)))
     assert "teleport to kitchen" in actions and len(actions) > 50
+    listing.step("teleport to art studio")  # where the wording of the paints is left to chance
+    assert listing.admissible() == listing.admissible()
     listing.step("teleport to kitchen")
-    assert listing.admissible() == listing.admissible()  # the simulator words it as chance has it
     listing.step("drop orange")
     assert listing.admissible()[:2] == ("0", "1")
 
@@ -274,17 +275,17 @@ def test_the_task_id_and_the_actions_determine_everything(env):
     other = ScienceWorld(max_steps=60, list_actions=True)
     try:
         play(other, "find-animal/train/1", ["wait", "teleport to outside"])
-        for task_id in ("power-component/train/3", "find-living-thing/train/2"):
-            plain = play(env, task_id, MIXED)
-            seen = [other.reset(task_id)]
-            plan = other.expert_action()
-            for i, action in enumerate(MIXED):
-                if i % 5 == 0:
-                    other.admissible()
-                seen.append(other.step(action))
-            assert seen == plain
-            env.reset(task_id)
-            assert env.expert_action() == plan
+        task_id = "find-living-thing/train/2"
+        plain = play(env, task_id, MIXED)
+        seen = [other.reset(task_id)]
+        plan = other.expert_action()
+        for i, action in enumerate(MIXED):
+            if i % 5 == 0:
+                other.admissible()
+            seen.append(other.step(action))
+        assert seen == plain
+        env.reset(task_id)
+        assert env.expert_action() == plan
     finally:
         other.close()
     assert other.step("wait1").done
@@ -336,13 +337,13 @@ def test_a_jvm_ends_with_its_environment_and_does_not_hear_ctrl_c(tmp_path, monk
 
 
 @posix
-def test_a_jvm_ends_with_a_python_that_is_killed():
+def test_a_jvm_ends_with_a_python_that_is_killed(tmp_path):
     code = (
         "import time; from miniact.envs.scienceworld import ScienceWorld; env = ScienceWorld()\n"
         "env.reset('boil/train/0'); print(env._jvm._process.pid, flush=True); time.sleep(60)"
     )
-    path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    python = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=path)
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    python = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=variables)
     try:
         pid = int(python.stdout.readline())
         assert running(pid)

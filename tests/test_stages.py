@@ -124,3 +124,5 @@ def test_the_learning_rate_warms_up_and_stays():
     config = ILConfig(lr=1.0, warmup=4)
     assert [learning_rate(config, s) for s in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert learning_rate(ILConfig(lr=1.0, warmup=0), 0) == 1.0
+    falling = ILConfig(lr=1.0, warmup=2, steps=4, schedule="linear")
+    assert [learning_rate(falling, s) for s in range(4)] == [0.5, 0.75, 0.5, 0.25]

@@ -67,7 +67,7 @@ def weight_file(folder: Path, adapter: str) -> Path:
 
 def check_same_shape(folder: Path, given: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
     """Refuse saved weights (name → array) that do not fit the model's."""
-    for name, array in given.items():
+    for name, array in sorted(given.items(), key=lambda item: item[0]):
         if name not in mine:
             raise UserError(
                 f"{folder}: has {name}, which this model lacks; adapter of another model?"

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import load_model
 from safetensors import safe_open
 
-from miniact.backends.mlx_head import output_layer
+from miniact.backends.mlx_head import check_head, output_layer
 from miniact.config import ModelConfig
 from miniact.errors import UserError
 from miniact.models import rope_at_top
@@ -60,22 +62,44 @@ def load_base(folder: Path, config: ModelConfig) -> Any:
     """The base model in the configured precision; 4-bit for adapter: qlora."""
     found = read_config(folder, config)
     try:
-        model, loaded = load_model(folder, lazy=True, model_config=rope_at_top(found))
-        head = output_layer(model)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        model = _build(folder, config, found)
+    except UserError:
+        raise
+    except Exception as error:  # each architecture of mlx-lm fails in its own way
         reason = " ".join(str(error).split())
         raise UserError(
             f"model.path: mlx-lm cannot load {config.path!r} (model type "
             f"{found.get('model_type')!r}): {reason:.200}; model.backend: torch may know it"
         ) from None
+    _note_window(model, found)
+    return model
+
+
+def _build(folder: Path, config: ModelConfig, found: dict[str, Any]) -> Any:
+    model, loaded = load_model(folder, lazy=True, model_config=rope_at_top(found))
     model.set_dtype(pick_dtype(config.dtype))
     is_quantised = "quantization" in loaded
     if config.adapter == "full" and is_quantised:
         raise UserError(f"model.adapter: full cannot train {config.path!r}, which is quantised")
     if config.adapter == "qlora" and not is_quantised:
+        head = output_layer(model)
         nn.quantize(model, class_predicate=lambda _, m: m is not head and _four_bits(m))
-    mx.eval(model.parameters())
+    mx.eval(model.parameters())  # read and quantised weight by weight, never all in full precision
+    check_head(model)
     return model
+
+
+def _note_window(model: Any, found: dict[str, Any]) -> None:
+    """mlx-lm gives Mistral and Phi-3 full attention, whatever window their config.json names."""
+    window = found.get("sliding_window") if found.get("use_sliding_window", True) else None
+    kinds = set(found.get("layer_types") or ["sliding_attention"])
+    is_ignored = all(type(c) is KVCache for c in make_prompt_cache(model))
+    if window and "sliding_attention" in kinds and is_ignored:
+        print(
+            f"note: mlx-lm ignores this model's attention window of {window} tokens; longer "
+            "sequences come out differently than with PyTorch",
+            file=sys.stderr,
+        )
 
 
 def _four_bits(module: nn.Module) -> dict[str, Any] | bool:

@@ -31,7 +31,7 @@ from miniact.backends.common import (
     to_sample,
     weight_file,
 )
-from miniact.backends.mlx_head import Head, check_head
+from miniact.backends.mlx_head import Head
 from miniact.backends.mlx_load import attach, load_base, pick_device
 from miniact.batching import Layout, layouts, loss_tokens, split_by_completion
 from miniact.config import ModelConfig
@@ -53,7 +53,6 @@ class MLXPolicy:
         self.model = attach(load_base(self.folder, config), self.folder, config, seed)
         self.body = self.model.model
         self.head = Head(self.model, frozen=config.adapter != "full")
-        check_head(self.model, self.head)
         self.budget = config.max_tokens_per_batch
         # sliding windows and linear attention keep other caches, which take no left padding
         self.pads_left = all(type(c) is KVCache for c in make_prompt_cache(self.model))
@@ -71,6 +70,8 @@ class MLXPolicy:
         cache = make_prompt_cache(self.model)
         if self.pads_left:
             cache = [BatchKVCache(padding) for _ in cache]
+            for layer in cache:
+                layer.step = max(P, 32)  # by which it grows; 256, the default, wastes memory
         return self.body(token_BP, cache)[:, -1], cache
 
     # ---- sampling ------------------------------------------------------------------------------

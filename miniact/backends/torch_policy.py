@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -79,13 +80,35 @@ class TorchPolicy:
         generator = torch.Generator(self.device).manual_seed(seed)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together
         out: list[list[Sample]] = [[] for _ in prompts]
-        for chunk in chunks(order, prompts, n, max_tokens, self.budget):
-            part = self._sample_chunk(
-                [prompts[i] for i in chunk], n, max_tokens, temperature, generator
-            )
-            for i, samples in zip(chunk, part):
-                out[i] = samples
+        with self._merged():
+            for chunk in chunks(order, prompts, n, max_tokens, self.budget):
+                part = self._sample_chunk(
+                    [prompts[i] for i in chunk], n, max_tokens, temperature, generator
+                )
+                for i, samples in zip(chunk, part):
+                    out[i] = samples
         return out
+
+    @contextlib.contextmanager
+    def _merged(self) -> Iterator[None]:
+        """Fold the adapter into the base while sampling, which then costs no more than the base.
+
+        Copies are made and thrown away, so nothing drifts. Only in float32: a 4-bit base cannot
+        take the sum, and in bfloat16 rounding it would sample from another policy than is trained.
+        """
+        if self.config.adapter != "lora" or self.dtype != torch.float32:
+            yield
+            return
+        layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        kept = [layer.base_layer.weight.data for layer in layers]
+        for layer, weight in zip(layers, kept):
+            layer.base_layer.weight.data = weight + layer.get_delta_weight("default")
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            for layer, weight in zip(layers, kept):
+                layer.base_layer.weight.data = weight
 
     def _sample_chunk(
         self,

@@ -308,11 +308,9 @@ def _find_java() -> str:
             'ScienceWorld is an extra: run `pip install "miniact[scienceworld]"`'
         ) from None
     home = os.environ.get("JAVA_HOME")
-    places = ([shutil.which("java", path=os.path.join(home, "bin"))] if home else []) + [
-        shutil.which("java")
-    ]
+    folders = [os.path.join(home, "bin"), None] if home else [None]  # None: those of PATH
     found = "none"
-    for java in filter(None, places):
+    for java in filter(None, [shutil.which("java", path=folder) for folder in folders]):
         done = subprocess.run([java, "-version"], capture_output=True, text=True)
         version = re.search(r'version "(?:1\.)?(\d+)', done.stderr + done.stdout)  # "1.8.0", "17.0"
         if done.returncode == 0 and version and int(version[1]) >= 8:

@@ -27,5 +27,7 @@ class Stage:
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
-    """Linear warm-up over `warmup` steps, then constant."""
-    return config.lr * min(1.0, (step + 1) / max(config.warmup, 1))
+    """Rises linearly over `warmup` steps; then constant, or falling linearly to 0 at the end."""
+    rise = min(1.0, (step + 1) / max(config.warmup, 1))
+    fall = 1 - step / config.steps if config.schedule == "linear" else 1.0
+    return config.lr * min(rise, fall)
