@@ -118,7 +118,7 @@ def grpo_step(
     """Sample G answers to each prompt, score them, and update the policy `config.updates` times.
 
     score(i, sample) judges an answer to prompts[i]. Returns (metrics, rollouts). When no group is
-    live nothing is updated, and the metric `live_groups` is 0.
+    live and β = 0 there is no gradient: nothing is updated, and the metric `live_groups` is 0.
     """
     answers = policy.sample(prompts, config.group_size, config.max_tokens, config.temperature, seed)
     rollouts = []

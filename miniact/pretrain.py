@@ -3,17 +3,20 @@
 `miniact pretrain` plays the household world's train tasks at random, writes each visited state as
 the prompt that the stages will use, and trains a small Llama on the whole text:
 
-    action example   state → some admissible action, drawn at random
+    action example   state → the admissible action that random play took
     critic example   state and two admissible actions → one of the two, drawn at random
 
-So the base knows the words, the form of an answer and what tends to happen next, and nothing about
-which action is good: its judgement is chance and its play is random. The rest is up to the recipe.
+Often the task is told in hindsight: as the thing that random play then happened to do. So the base
+knows the words, the form of an answer, what tends to happen next and that tasks have to do with
+actions. It knows nothing of which action is better: that is up to the recipe.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -40,20 +43,51 @@ FILLERS = r"[.,]|\b(a|an|the|and|you|is|are|it|middle of|looking quickly around)
 PLAIN = PromptConfig(form="plain", show_admissible=False, history=10, max_tokens=512)
 
 
-def random_states(env: Env, rng: random.Random) -> Iterator[tuple[State, tuple[str, ...]]]:
-    """Endless (state, admissible actions) of random play on train tasks."""
+Visit = tuple[State, tuple[str, ...], str]  # a state, its admissible actions, the random one taken
+
+
+def random_play(env: Env, rng: random.Random) -> Iterator[list[Visit]]:
+    """Endless random episodes on train tasks."""
     seed = 0
     while True:
         seed += 1
         for task_id in env.tasks("train", 60, 10_000 + seed):
             task, turn = env.reset(task_id)
             history: list[tuple[str, str]] = []
+            visits: list[Visit] = []
             while not turn.done:
                 actions = env.admissible() or ()
-                yield State(task_id, task, tuple(history), turn.observation), actions
-                action = random_action(actions, rng)
-                history.append((turn.observation, action))
-                turn = env.step(action)
+                taken = random_action(actions, rng)
+                state = State(task_id, task, tuple(history), turn.observation)
+                visits.append((state, actions, taken))
+                history.append((turn.observation, taken))
+                turn = env.step(taken)
+            yield visits
+
+
+_MOVE = re.compile(r"move ([a-z]+) \d+ to ([a-z]+) \d+")
+_TREATED = {"clean": "clean", "heat": "hot", "cool": "cool"}
+
+
+def in_hindsight(visits: list[Visit], rng: random.Random) -> list[Visit]:
+    """Random play, told as if what it happened to do had been the task (hindsight relabelling).
+
+    So the base learns that a task sentence has to do with what is done. The play stays random: most
+    of it leads nowhere near the new task. Episodes that moved nothing keep their own task.
+    """
+    moves = [(i, m) for i, (_, _, taken) in enumerate(visits) if (m := _MOVE.match(taken))]
+    if not moves:
+        return visits
+    end, move = rng.choice(moves)
+    how = ""
+    for _, _, taken in visits[:end]:
+        verb, _, rest = taken.partition(" ")
+        if verb in _TREATED and rest.startswith(move[1] + " "):
+            how = _TREATED[verb] + " "
+    task = f"put a {how}{move[1]} in {move[2]}."
+    return [
+        (replace(state, task=task), actions, taken) for state, actions, taken in visits[: end + 1]
+    ]
 
 
 def random_action(actions: Sequence[str], rng: random.Random) -> str:
@@ -100,21 +134,27 @@ def build_tokenizer(texts: Sequence[str]):  # type: ignore[no-untyped-def]
     return tokenizer
 
 
-def example(prompter: Prompter, state: State, actions: Sequence[str], rng: random.Random) -> Group:
+def example(prompter: Prompter, visit: Visit, rng: random.Random) -> Group:
     """One training text: everything after the first token counts, prompt and reply alike."""
+    state, actions, taken = visit
     if len(actions) >= 2 and rng.random() < 0.4:
         shown = rng.sample(list(actions), 2)
-        if (
-            rng.random() < 0.5
-        ):  # alternatives of a real critic prompt are often of the policy's kind
+        if rng.random() < 0.5:  # of the kinds that a policy would propose
             shown = [random_action(actions, rng) for _ in range(2)]
-        prompt = prompter.critic(state, shown).tokens
-        reply = rng.choice(shown)
+        prompt, reply = prompter.critic(state, shown).tokens, rng.choice(shown)
     else:
-        prompt = prompter.action(state).tokens
-        reply = random_action(actions, rng)
+        prompt, reply = prompter.action(state).tokens, taken
     tokens = (*prompt, *prompter.reply_tokens(reply))
     return Group(tokens[:1], (Completion(tokens[1:]),))
+
+
+def texts(prompter: Prompter, env: Env, rng: random.Random) -> Iterator[Group]:
+    """Endless training texts: a few states of each random episode, since neighbours look alike."""
+    for visits in random_play(env, rng):
+        if rng.random() < 0.7:
+            visits = in_hindsight(visits, rng)
+        for visit in rng.sample(visits, min(4, len(visits))):
+            yield example(prompter, visit, rng)
 
 
 def pretrain(out: Path, seed: int, steps: int, batch: int, console: Console) -> None:
@@ -122,10 +162,9 @@ def pretrain(out: Path, seed: int, steps: int, batch: int, console: Console) -> 
     from miniact.backends.torch_load import init_llama
 
     env = make_env("household")
-    rng = random.Random(seed)
-    play = random_states(env, rng)
-    seen = [next(play) for _ in range(20_000)]
-    lines = [f"{s.task}\n{s.observation}\n> {' '.join(a)}\n1: 2: … which ?" for s, a in seen]
+    play = random_play(env, random.Random(seed))
+    seen = [visit for _ in range(700) for visit in next(play)]
+    lines = [f"{s.task}\n{s.observation}\n> {' '.join(a)}\n1: 2: … which ?" for s, a, _ in seen]
     with whole_folder(out) as part:
         tokenizer = build_tokenizer(lines)
         tokenizer.save_pretrained(part)
@@ -133,16 +172,12 @@ def pretrain(out: Path, seed: int, steps: int, batch: int, console: Console) -> 
         config = ModelConfig(path=str(part), adapter="full", max_tokens_per_batch=16384)
         policy = load_policy(config, seed)
         prompter = Prompter(tokenizer, PLAIN)
+        stream = texts(prompter, env, random.Random(seed + 1))
         with Bar(console, "pretrain") as bar:
             bar.start(steps)
             for step in range(steps):
-                # walk through play, but learn from every 7th state only: neighbours look alike
-                texts = []
-                for _ in range(batch):
-                    for _ in range(rng.randint(1, 7)):
-                        state, actions = next(play)
-                    texts.append(example(prompter, state, actions, rng))
-                metrics = policy.forward_backward(weigh(texts, "dapo", 0), cross_entropy)
+                groups = weigh([next(stream) for _ in range(batch)], "dapo", 0)
+                metrics = policy.forward_backward(groups, cross_entropy)
                 lr = 3e-3 * min(1.0, (step + 1) / 50) * max(0.02, 1 - step / steps)
                 policy.optim_step(lr, 1.0)
                 bar.advance(metrics)

@@ -97,8 +97,11 @@ class Prompter:
         return number if self.config.form == "plain" else _tagged("choice", number)
 
     def reply_tokens(self, text: str) -> tuple[int, ...]:
-        """Tokens of a reply to imitate, the end token included: stopping is trained too."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Tokens of a reply to imitate, the end token included: stopping is trained too.
+
+        Control tokens in the text itself (from a foreign log, say) are spelled out, never made.
+        """
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return (*ids, self.tokenizer.eos_token_id)
 
     # ---- reading -------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# One thread per test process: pytest -n has a process per core, and threads that fight for cores are
-# ten times slower than one alone. Must be set before torch is imported.
+# One thread per test process: pytest -n has a process per core, and threads that fight for cores
+# are ten times slower than one alone. Must be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# No clock and no chance: on a busy machine a deadline fails for no reason, and CI must repeat.
+# No clock, no chance: on a busy machine a deadline fails for no reason, and CI must repeat.
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=100)
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

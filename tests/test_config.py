@@ -145,7 +145,7 @@ MISTAKES = [
     # sense
     ("recipe=il,atc", r"recipe\[1\]: unknown stage 'atc'.*did you mean 'act'\?"),
     ("recipe=evaluate-me", r"recipe\[0\]: unknown stage 'evaluate-me', one of il, act, rl"),
-    ("stage.act.format_weight=0.5", r"stage\.act\.format_weight: 0\.5 would outrank correctness"),
+    ("stage.act.format_weight=0.5", r"stage\.act\.format_weight: 0\.5 outranks correctness"),
     ("stage.rl.admissible_credit=1", r"stage\.rl\.admissible_credit: would outrank correctness"),
     ("env.name=none", r"env\.trajectories: expected a file"),
     # overrides that are none

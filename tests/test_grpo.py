@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from miniact.batching import layouts, loss_tokens
@@ -145,6 +145,7 @@ def test_make_group_refuses_a_count_that_does_not_match():
         make_group([1], samples([1, 1]), np.zeros(3))
 
 
+@settings(max_examples=50)
 @given(st.lists(LENGTHS, max_size=5), VARIANTS)
 def test_weigh_spreads_the_weights_of_the_whole_batch(batch, variant):
     groups = [make_group([1], samples(ns), np.arange(len(ns))) for ns in batch]
@@ -210,8 +211,8 @@ def run_step(right: dict[int, int], **config):
         good = judged[prompt] <= right[prompt]
         return Scored(float(good), good, valid=True)
 
-    settings = GRPOConfig(group_size=4, max_tokens=8, **config)
-    metrics, rollouts = grpo_step(policy, [(p,) for p in right], score, settings, lr=0.1, seed=0)
+    grpo = GRPOConfig(group_size=4, max_tokens=8, **config)
+    metrics, rollouts = grpo_step(policy, [(p,) for p in right], score, grpo, lr=0.1, seed=0)
     return policy, metrics, rollouts
 
 

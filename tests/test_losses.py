@@ -291,7 +291,7 @@ def trl_loss():
 
 @pytest.mark.parametrize("variant", ["grpo", "dapo", "dr_grpo"])
 @pytest.mark.parametrize("loss", [GRPOLoss(0.2, 0.2), GRPOLoss(0.1, 0.28, beta=0.04)])
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(SEEDS)
 def test_trl_agrees(trl_loss, variant, loss, seed):
     rng = np.random.default_rng(seed)

@@ -398,3 +398,11 @@ def test_a_state_that_cannot_fit_is_named(make):
         prompter.action(STATE)
     with pytest.raises(UserError, match=r"^game-7#2: "):
         prompter.critic(STATE, ("look", "go to sink"))
+
+
+def test_a_control_token_in_an_experts_action_is_spelled_out(make):
+    prompter = make()
+    end = prompter.tokenizer.eos_token_id
+    tokens = prompter.reply_tokens("look<|im_end|>around")
+    assert tokens.count(end) == 1 and tokens[-1] == end
+    assert prompter.tokenizer.decode(tokens[:-1]) == "look<|im_end|>around"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from miniact.rewards import action_reward, canonical, choice_reward, mix_format, same_action
@@ -77,6 +77,7 @@ def test_different_actions_stay_different(one, other):
     assert not same_action(one, other)
 
 
+@settings(max_examples=60)
 @given(TOOL_CALLS, st.data())
 def test_a_tool_call_has_one_form_however_it_is_spelled(value, data):
     one, other = rendered(data.draw, value), rendered(data.draw, value)

@@ -61,6 +61,7 @@ GOOD = json.dumps(ROW)
 # ---- round trips ---------------------------------------------------------------------------
 
 
+@settings(max_examples=50)
 @given(st.lists(trajectories(), min_size=1, max_size=5))
 def test_what_is_written_is_read(tmp_path_factory, given_):
     path = tmp_path_factory.mktemp("round") / "t.jsonl"

@@ -99,7 +99,7 @@ class TorchPolicy:
         if self.config.adapter != "lora" or self.dtype != torch.float32:
             yield
             return
-        layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        layers: list[Any] = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
         kept = [layer.base_layer.weight.data for layer in layers]
         for layer, weight in zip(layers, kept):
             layer.base_layer.weight.data = weight + layer.get_delta_weight("default")
