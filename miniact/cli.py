@@ -265,6 +265,20 @@ def pretrain(out, seed, steps, batch):  # type: ignore[no-untyped-def]
     make(out, seed, steps, batch, Console())
 
 
+@main.command("export")
+@click.argument("adapter", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(["mlx", "merged"]), required=True, help="What to write.")
+@click.option("--model", default="", help="The base model, if not the one the adapter names.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder to write.")
+@friendly
+def export_adapter(adapter, to, model, out):  # type: ignore[no-untyped-def]
+    """Write an adapter in mlx-lm's format, or merged into a model of its own."""
+    from miniact.export import export
+
+    export(adapter, to, out, model)
+    click.echo(f"{to}: {out}")
+
+
 @main.command("config")
 @config_options
 @friendly

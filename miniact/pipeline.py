@@ -1,6 +1,6 @@
 """`miniact run`: from a config to a results table, one plain file after the other.
 
-    trajectories.jsonl → base evaluation → pairs.jsonl → stage 1 → evaluation → stage 2 → …
+    trajectories.jsonl → pairs.jsonl → base evaluation → stage 1 → evaluation → stage 2 → …
 
 A file or folder that exists is a step that is done, so going on after a kill is running this again.
 """

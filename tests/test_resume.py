@@ -1,4 +1,4 @@
-"""Resume to the bit: a run killed with SIGKILL at any moment ends with the bytes of one never killed."""
+"""Resume to the bit: a run killed at any moment ends with the bytes of one never killed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = [
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of everything that training decides."""
-    wanted = ["trajectories.jsonl", "pairs.jsonl", *(f"samples/{k}.jsonl" for k in ("2-act", "3-rl"))]
+    wanted = ["trajectories.jsonl", "pairs.jsonl", "samples/2-act.jsonl", "samples/3-rl.jsonl"]
     for stage in ("1-il", "2-act", "3-rl"):
         wanted += [f"stages/{stage}/adapter/adapter_model.safetensors", f"stages/{stage}/eval.json"]
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in wanted}

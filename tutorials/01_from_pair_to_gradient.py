@@ -158,7 +158,7 @@ def spread(values):
     return np.repeat(np.asarray(values, dtype=float), lengths)
 
 
-from miniact.losses import Tokens  # noqa: E402
+from miniact.losses import Tokens
 
 tokens = Tokens(
     weight_N=spread([c.weight for c in weighed.completions]),
