@@ -205,17 +205,21 @@ class TorchPolicy:
         return self.head.logp(hidden_ND, tensor(layout.target_N), temperature)
 
     def _sharing(self, groups: Sequence[Group]) -> bool:
-        """Whether to lay groups out with shared prompts; checked against the plain layout once."""
-        several = [g for g in groups if len(g.completions) > 1]
-        if several and self.shares_prompts and not self._checked:
-            self._check_sharing(several[0])
+        """Whether rows may hold several answers or groups; checked on the first such batch."""
+        if self.shares_prompts and not self._checked:
+            for layout in layouts(groups, self.budget, shared=True):
+                if not layout.is_causal:
+                    self._check_sharing([groups[i] for i in sorted({g for g, _ in layout.order})])
+                    break
         return self.shares_prompts
 
-    def _check_sharing(self, group: Group) -> None:
-        """Once, on the first real group: is the shared layout exact for this architecture?"""
+    def _check_sharing(self, groups: list[Group]) -> None:
+        """Is the shared layout exact for this architecture? If not, say so and never use it."""
         self._checked = True
-        pair = Group(group.prompt, group.completions[:2])
-        shared, plain = (np.concatenate(self._score([pair], 1.0, way)[0]) for way in (True, False))
+        shared, plain = (
+            np.concatenate([logp for group in self._score(groups, 1.0, way) for logp in group])
+            for way in (True, False)
+        )
         error = float(np.abs(shared - plain).max())
         if error > (1e-3 if self.dtype == torch.float32 else 0.5):
             self.shares_prompts = False

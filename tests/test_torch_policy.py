@@ -1,0 +1,211 @@
+"""What only the PyTorch backend has: NF4, the shared layout's gradients, the chunked head."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_models import random_batch, write_model
+
+from miniact.batching import layouts
+from miniact.config import ModelConfig
+from miniact.errors import UserError
+from miniact.grpo import weigh
+from miniact.losses import GRPOLoss, cross_entropy
+from miniact.policy import load_policy
+from miniact.types import Completion, Group
+
+torch = pytest.importorskip("torch")
+
+GROUPS = weigh(random_batch([23, 9, 31], [[7, 1, 4], [3, 12], [5, 5, 2, 9]]), "grpo", 12)
+LOSS = GRPOLoss(0.2, 0.3, beta=0.1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    return write_model(tmp_path_factory.mktemp("llama"), "llama-tied", tokenizer)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory, tokenizer):
+    return write_model(tmp_path_factory.mktemp("qwen"), "qwen3-untied", tokenizer)
+
+
+def load(folder, **options):
+    config = ModelConfig(path=str(folder), backend="torch", device="cpu", rank=4, **options)
+    policy = load_policy(config, seed=0)
+    torch.manual_seed(5)
+    for name, parameter in policy.trainable.items():
+        if "lora" in name:  # B = 0 would hide mistakes in A
+            torch.nn.init.normal_(parameter, std=0.1)
+    return policy
+
+
+def gradient(policy, groups=GROUPS, loss=LOSS) -> np.ndarray:
+    """Every trainable gradient in one vector, and none left behind."""
+    policy.forward_backward(groups, loss)
+    flat = torch.cat([p.grad.flatten().double() for p in policy.trainable.values()])
+    policy.optimizer.zero_grad(set_to_none=True)
+    return flat.numpy()
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("model", ["folder", "qwen"])
+def test_sharing_prompts_keeps_the_gradient(request, model, checkpointing, attention):
+    policy = load(request.getfixturevalue(model), gradient_checkpointing=checkpointing)
+    policy.causal_lm.set_attn_implementation(attention)
+    shared = gradient(policy)
+    assert policy.shares_prompts
+    policy.shares_prompts = False
+    plain = gradient(policy)
+    assert np.linalg.norm(plain) > 1e-3
+    assert relative(shared, plain) < 1e-5
+
+
+def test_the_token_budget_changes_nothing_but_the_memory(folder):
+    policy = load(folder)
+    whole = gradient(policy)
+    policy.budget = 45
+    assert sum(1 for _ in layouts(GROUPS, 45)) >= 3
+    assert relative(gradient(policy), whole) < 1e-5
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nf4_on_a_cpu_shares_prompts_with_the_same_gradient(folder, checkpointing):
+    policy = load(folder, adapter="qlora", gradient_checkpointing=checkpointing)
+    shared = gradient(policy)
+    policy.shares_prompts = False
+    assert relative(shared, gradient(policy)) < 1e-4
+
+
+def test_nf4_is_double_quantised_and_only_lora_is_trained(folder):
+    policy = load(folder, adapter="qlora")
+    layers = [m for m in policy.model.modules() if type(m).__module__.startswith("bitsandbytes")]
+    assert len(layers) == 2 * 7  # every linear layer of both blocks; the head stays as it is
+    state = layers[0].weight.quant_state
+    assert state.quant_type == "nf4" and state.nested
+    assert all("lora_" in name for name in policy.trainable)
+
+
+def test_sampling_does_not_spoil_later_gradients_of_nf4(folder):
+    """On some CPUs one forward in eval mode repacks 4-bit weights for good."""
+    policy = load(folder, adapter="qlora")
+    before = gradient(policy)
+    policy.sample([(1, 2, 3), (4, 5)], 3, 5, 1.0, seed=0)
+    policy.logprobs(GROUPS)
+    assert relative(gradient(policy), before) < 1e-6
+
+
+def test_training_4_bit_lowers_the_loss(folder):
+    policy = load(folder, adapter="qlora")
+    groups = weigh([Group((1, 2, 3), (Completion((7, 8, 9)),))], "dapo", 0)
+    losses = []
+    for _ in range(12):
+        losses.append(policy.forward_backward(groups, cross_entropy)["loss"])
+        policy.optim_step(2e-2, 1.0)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_merging_for_sampling_leaves_the_weights_as_they_were(folder):
+    policy = load(folder)
+    before = {n: t.clone() for n, t in policy.model.state_dict().items()}
+    (samples,) = policy.sample([(1, 2, 3)], 4, 6, 1.0, seed=1)
+    after = policy.model.state_dict()
+    assert all(torch.equal(after[n], t) for n, t in before.items())
+    assert all(p.requires_grad for p in policy.trainable.values())
+    group = Group((1, 2, 3), tuple(Completion(s.tokens) for s in samples))
+    for sample, logp in zip(samples, policy.logprobs([group])[0]):
+        assert np.abs(np.array(sample.logps) - logp).max() < 1e-4
+
+
+def test_a_sliding_window_trains_plainly(tmp_path, tokenizer):
+    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+    policy = load(write_model(tmp_path, "qwen3-tied", tokenizer, **window))
+    assert not policy.shares_prompts
+
+
+SINGLE = weigh(random_batch([30, 9, 8], [[5], [4], [6]]), "dapo", 0)  # IL: two share a row
+
+
+@pytest.mark.parametrize("groups", [GROUPS, SINGLE], ids=["grpo", "il"])
+def test_an_architecture_that_cannot_share_is_found_out_and_named(folder, capsys, groups):
+    """A model that ignores the mask gives wrong shared log-probs: noticed on the first batch."""
+    policy = load(folder)
+    body = policy.causal_lm.get_decoder()
+    forward = body.forward
+
+    def deaf(*args, attention_mask=None, **kwargs):  # type: ignore[no-untyped-def]
+        causal = torch.full((1, 1, 400, 400), torch.finfo(torch.float32).min).triu(1)
+        L = kwargs["input_ids"].shape[1]
+        return forward(*args, attention_mask=causal[..., :L, :L], **kwargs)
+
+    body.forward = deaf
+    shared_then_plain = policy.logprobs(groups)
+    assert not policy.shares_prompts
+    assert "cannot share a prompt" in capsys.readouterr().err
+    body.forward = forward
+    policy.shares_prompts = True
+    for a, b in zip(shared_then_plain, policy.logprobs(groups)):
+        assert all(np.allclose(x, y, atol=1e-5) for x, y in zip(a, b))
+
+
+def test_the_head_never_sees_a_prompt_or_many_rows_at_once(folder, monkeypatch):
+    from miniact.backends import torch_head
+
+    monkeypatch.setattr(torch_head, "CHUNK", 4)
+    policy = load(folder)
+    expected = gradient(policy)
+    rows: list[int] = []
+    original = torch.Tensor.logsumexp
+
+    def counting(self, *args):  # type: ignore[no-untyped-def]
+        rows.append(len(self))
+        return original(self, *args)
+
+    monkeypatch.setattr(torch.Tensor, "logsumexp", counting)
+    assert relative(gradient(policy), expected) == 0
+    completion_tokens = sum(len(c.tokens) for g in GROUPS for c in g.completions)
+    assert max(rows) <= 4 and sum(rows) == completion_tokens
+
+
+def test_the_closed_form_of_a_frozen_head_is_the_gradient(folder):
+    policy = load(folder)
+    assert policy.head.closed_form
+    fast = gradient(policy)
+    policy.head.closed_form = False
+    assert relative(fast, gradient(policy)) < 1e-5
+
+
+def test_out_of_memory_halves_the_budget_once_and_then_says_what_to_lower(
+    folder, monkeypatch, capsys
+):
+    policy = load(folder, max_tokens_per_batch=400)
+    expected = gradient(policy)
+    inner, failures = policy._forward_backward, iter([True, False, True, True])
+
+    def scarce(*args):  # type: ignore[no-untyped-def]
+        if next(failures):
+            inner(*args)  # gradients of a part that went well must not be counted twice
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(*args)
+
+    monkeypatch.setattr(policy, "_forward_backward", scarce)
+    assert relative(gradient(policy), expected) < 1e-5
+    assert policy.budget == 200 and "max_tokens_per_batch → 200" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"out of GPU memory.*gradient_checkpointing"):
+        policy.forward_backward(GROUPS, LOSS)
+
+
+def test_full_training_needs_no_adapter_and_saves_a_model(folder, tmp_path):
+    policy = load(folder, adapter="full")
+    assert set(policy.trainable) == {n for n, _ in policy.model.named_parameters()}
+    policy.forward_backward(GROUPS, LOSS)
+    policy.optim_step(1e-3, 1.0)
+    policy.save_adapter(tmp_path / "model")
+    again = load(tmp_path / "model", adapter="full")
+    for a, b in zip(policy.logprobs(GROUPS), again.logprobs(GROUPS)):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b))
