@@ -253,8 +253,8 @@ def play(arguments, seed, backend, skip_bad_rows, adapter, watch, split, task): 
     "--out", type=click.Path(path_type=Path), required=True, help="Model folder to write."
 )
 @click.option("--seed", default=0, show_default=True)
-@click.option("--steps", default=1500, show_default=True)
-@click.option("--batch", default=32, show_default=True, help="Texts per step.")
+@click.option("--steps", default=1400, show_default=True)
+@click.option("--batch", default=24, show_default=True, help="Texts per step.")
 @friendly
 def pretrain(out, seed, steps, batch):  # type: ignore[no-untyped-def]
     """Make the tiny base model from random play (this is how the shipped one was made)."""

@@ -210,6 +210,14 @@ class TestSampling:
         error = (counts - n * p) / np.sqrt(n * p + 1)
         assert np.abs(error).max() < 5
 
+    def test_every_draw_is_a_new_one(self, zoo, backend):
+        """At a high temperature all tokens are alike, so one seldom follows itself."""
+        policy = zoo.policy(backend)
+        answers = [policy.sample([PROMPTS[0]], 1, 8, 100.0, seed)[0][0] for seed in range(25)]
+        steps = [pair for s in answers for pair in zip(s.tokens, s.tokens[1:])]
+        assert len(steps) > 50
+        assert np.mean([a == b for a, b in steps]) < 0.1  # by chance 1 / 260
+
     def test_sampling_after_training_uses_the_trained_weights(self, zoo, backend):
         policy = zoo.policy(backend)
         target = (70, 71, 72, policy.tokenizer.eos_token_id)
@@ -270,6 +278,8 @@ class TestScoring:
         assert largest(policy.logprobs(BATCH, reference=True), before) == 0
         assert largest(policy.logprobs(BATCH), before) > 1e-3
         assert policy.optim_step(0.0, 1.0) > 0
+        policy.freeze_reference()  # the next stage's reference is where that stage starts
+        assert largest(policy.logprobs(BATCH, reference=True), policy.logprobs(BATCH)) == 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
