@@ -116,6 +116,10 @@ class Pipeline:
                 write_jsonl(path, self._trajectory_rows(bar))
             stop()
         file = TrajectoryFile(path, self.config.env.skip_bad_rows)
+        share = self.config.env.heldout_share
+        if self.config.env.trajectories and share and set(file.splits) == {"train"}:
+            write_jsonl(path, map(to_row, hold_out(map(file.read, range(len(file))), share)))
+            file = TrajectoryFile(path)
         if not len(file.states("train")):
             raise UserError(f"{path}: no trajectory of split train; see its split fields")
         if file.failed:
@@ -126,7 +130,7 @@ class Pipeline:
         config, seed = self.config.env, derive_seed(self.config.seed, "collect")
         if config.trajectories:
             rows = import_rows(config.trajectories, config.columns, config.skip_bad_rows)
-            return map(to_row, self._with_heldout(rows))
+            return map(to_row, rows)
         splits = {"train": config.train_tasks}
         splits |= dict.fromkeys(self.config.eval.splits, config.heldout_tasks)
         bar.start(sum(splits.values()))
@@ -140,23 +144,6 @@ class Pipeline:
                     yield trajectory
 
         return map(to_row, played())
-
-    def _with_heldout(self, rows: Iterator[Trajectory]) -> Iterator[Trajectory]:
-        """A source that is all "train" gets a held-out part; others keep their splits."""
-        first = next(rows, None)
-        if first is None:
-            raise UserError(f"{self.config.env.trajectories}: no trajectories in it")
-
-        def all_rows() -> Iterator[Trajectory]:
-            yield first
-            yield from rows
-
-        if first.split == "train" and self.config.env.heldout_share:
-            return (
-                t if t.split != "train" else next(hold_out([t], self.config.env.heldout_share))
-                for t in all_rows()
-            )
-        return all_rows()
 
     def pairs(self, file: TrajectoryFile) -> list[ActionPair]:
         """Train and held-out pairs by the initial policy; made once, before anything is trained."""

@@ -13,60 +13,51 @@ from rich.table import Table
 from miniact.runs import write_json, write_text
 
 
-def _percent(rate: dict[str, Any] | None, interval: bool = False) -> str:
+def _percent(rate: dict[str, Any] | None) -> str:
     if not rate or rate["value"] is None:
         return "–"
-    text = f"{100 * rate['value']:.1f}"
-    if interval:
-        text += f" [{100 * rate['low']:.0f}–{100 * rate['high']:.0f}]"
-    return text
+    low, high = 100 * rate["low"], 100 * rate["high"]
+    return f"{100 * rate['value']:.1f} [{low:.0f}–{high:.0f}]"
 
 
-def columns(results: dict[str, Any]) -> list[tuple[str, Any]]:
-    """(heading, function from one evaluation to a cell), for whatever was measured."""
-    any_result = next(iter(results.values()))
-    cells: list[tuple[str, Any]] = []
-    for split in any_result.get("splits", {}):
-        cells.append(
-            (f"success {split} %", lambda r, s=split: _percent(r["splits"][s]["success"], True))
-        )
-    if "splits" in any_result:
-        cells.append(("stuck %", lambda r: _mean_percent(r, "repeats_failure")))
-    if "next_action" in any_result:
-        cells.append(("next action %", lambda r: _percent(r["next_action"]["accuracy"])))
-    if "judgement" in any_result:
-        for heading, name in (
-            ("judgement %", "accuracy"),
-            ("valid %", "valid"),
-            ("given valid %", "given_valid"),
-            ("1st / 2nd %", ""),
-            ("implicit %", "implicit"),
-        ):
-            if name:
-                cells.append((heading, lambda r, n=name: _percent(r["judgement"][n])))
-            else:
-                cells.append((heading, _by_position))
-    return cells
+JUDGEMENT = {  # label → key of judgement_accuracy
+    "judgement": "accuracy",
+    "  valid answers": "valid",
+    "  right, given valid": "given_valid",
+    "  expert first": "expert_first",
+    "  expert second": "expert_second",
+    "  implicit": "implicit",
+}
 
 
-def _by_position(r: dict[str, Any]) -> str:
-    j = r["judgement"]
-    return f"{_percent(j['expert_first'])} / {_percent(j['expert_second'])}"
+def rows(results: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Label of a table row → path to its rate in one evaluation, for whatever was measured."""
+    first = next(iter(results.values()))
+    found: dict[str, tuple[str, ...]] = {}
+    for split in first.get("splits", {}):
+        found[f"success, {split}"] = ("splits", split, "success")
+        found[f"  stuck, {split}"] = ("splits", split, "repeats_failure")
+    if "next_action" in first:
+        found["next action"] = ("next_action", "accuracy")
+    if "judgement" in first:
+        found |= {label: ("judgement", name) for label, name in JUDGEMENT.items()}
+    return found
 
 
-def _mean_percent(r: dict[str, Any], name: str) -> str:
-    values = [s[name]["value"] for s in r["splits"].values() if s[name]["value"] is not None]
-    return f"{100 * sum(values) / len(values):.1f}" if values else "–"
+def _at(result: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    for part in path:
+        result = result[part]
+    return result
 
 
 def results_table(results: dict[str, Any]) -> Table:
+    """One column per stage, one row per rate: percent with its 95 % interval."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("after")
-    cells = columns(results)
-    for heading, _ in cells:
-        table.add_column(heading, justify="right")
-    for name, result in results.items():
-        table.add_row(name, *(cell(result) for _, cell in cells))
+    table.add_column("%, held out", no_wrap=True)
+    for name in results:
+        table.add_column(name, justify="right", no_wrap=True)
+    for label, path in rows(results).items():
+        table.add_row(label, *(_percent(_at(result, path)) for result in results.values()))
     return table
 
 
@@ -148,21 +139,11 @@ def _draw_stage(axis: Any, name: str, rows: list[dict[str, Any]]) -> None:
 def _draw_results(axis: Any, results: dict[str, Any]) -> None:
     """Rates after each stage, with their 95 % intervals."""
     names = list(results)
-    first = results[names[0]]
-    series: dict[str, tuple[str, ...]] = {
-        f"success {s}": ("splits", s, "success") for s in first.get("splits", {})
-    }
-    if "judgement" in first:
-        series["judgement, given valid"] = ("judgement", "given_valid")
-    if "next_action" in first:
-        series["next action"] = ("next_action", "accuracy")
-    for offset, (label, path) in enumerate(series.items()):
-        found = []
-        for name in names:
-            value = results[name]
-            for part in path:
-                value = value[part]
-            found.append(value)
+    shown = {k: v for k, v in rows(results).items() if not k.startswith("  ")}
+    shown |= {k.strip(): v for k, v in rows(results).items() if "given valid" in k}
+    shown.pop("judgement", None)  # "right, given valid" tells judging and format apart
+    for offset, (label, path) in enumerate(shown.items()):
+        found = [_at(results[name], path) for name in names]
         xs = [i + 0.06 * offset for i, f in enumerate(found) if f["value"] is not None]
         seen = [f for f in found if f["value"] is not None]
         ys = [100 * f["value"] for f in seen]

@@ -43,7 +43,7 @@ def refuses(*arguments: str) -> str:
 def run_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "run"
     output = miniact("run", "household", "--seed", "3", "--out", str(folder), *TINY)
-    assert "success id %" in output and str(folder) in output.replace("\n", "")
+    assert "success, id" in output and str(folder) in output.replace("\n", "")
     return folder
 
 
@@ -104,6 +104,19 @@ def test_any_order_of_stages_and_no_environment(run_folder, tmp_path):
     assert set(results["2-il"]) == {"next_action", "judgement"}
 
 
+def test_a_file_without_splits_gets_a_held_out_part_by_task(run_folder, tmp_path):
+    rows = [json.loads(x) for x in (run_folder / "trajectories.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["split"], row["task"] = "train", f"{row['task']} {number % 7}"
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "own"
+    source = ["env.name=none", f"env.trajectories={tmp_path / 'own.jsonl'}", "eval.pairs=0"]
+    miniact("run", "household", "--recipe", "", "--out", str(out), *TINY, *source)
+    kept = [json.loads(x) for x in (out / "trajectories.jsonl").read_text().splitlines()]
+    parts = {name: {r["task"] for r in kept if r["split"] == name} for name in ("train", "heldout")}
+    assert all(parts.values()) and not parts["train"] & parts["heldout"]
+
+
 def test_each_stage_by_itself(run_folder, tmp_path):
     trajectories = tmp_path / "t.jsonl"
     miniact("collect", "household", "--out", str(trajectories), *TINY)
@@ -121,6 +134,17 @@ def test_each_stage_by_itself(run_folder, tmp_path):
     after_il = json.loads((tmp_path / "il" / "results.json").read_text())["results"]["1-il"]
     alone = json.loads((tmp_path / "eval" / "results.json").read_text())["results"]["base"]
     assert alone == after_il
+
+
+def test_export_writes_a_model_that_loads(run_folder, tmp_path):
+    adapter = run_folder / "stages" / "3-rl" / "adapter"
+    base = ROOT / "miniact" / "assets" / "tiny"
+    merged = tmp_path / "merged"
+    given = ["--model", str(base), "--to", "merged", "--out", str(merged)]
+    miniact("export", str(adapter), *given)
+    state = ["eval.episodes=0", "eval.pairs=0", "eval.states=4", f"model.path={merged}"]
+    miniact("eval", "household", *TINY, *state, "--out", str(tmp_path / "e"))
+    assert "exists already" in refuses("export", str(adapter), *given)
 
 
 def test_play_by_hand_and_watch(tmp_path):

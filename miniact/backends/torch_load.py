@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 
 from miniact.config import ModelConfig
 from miniact.errors import UserError
-from miniact.models import ModelSource, find_model, rope_at_top
+from miniact.models import ModelSource, rope_at_top
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -59,11 +59,11 @@ def _from_pretrained(source: ModelSource, where: str, **options: Any) -> Any:
         raise UserError(f"{where}: cannot load {source.path!r}: {reason:.300}") from None
 
 
-def load_base(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Any:
+def load_base(folder: Path, adapter: str, device: torch.device, dtype: torch.dtype) -> Any:
     """The base model in the configured precision; 4-bit for adapter: qlora."""
-    source = materialise(find_model(config.path))
+    source = ModelSource(str(folder), is_local=True)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
-    if config.adapter == "qlora":
+    if adapter == "qlora":
         if importlib.util.find_spec("bitsandbytes") is None:
             raise UserError("model.adapter: qlora needs bitsandbytes; pip install bitsandbytes")
         options["device_map"] = {"": device}
@@ -74,7 +74,7 @@ def load_base(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> 
             bnb_4bit_compute_dtype=dtype,
         )
     model = _from_pretrained(source, "model.path", **options)
-    return model if config.adapter == "qlora" else model.to(device)
+    return model if adapter == "qlora" else model.to(device)
 
 
 def attach(model: Any, config: ModelConfig, seed: int) -> Any:

@@ -20,14 +20,21 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from miniact.backends.common import check_same_shape, check_scale, chunks, to_sample, weight_file
+from miniact.backends.common import (
+    check_same_shape,
+    check_scale,
+    chunks,
+    model_folder,
+    to_sample,
+    weight_file,
+)
 from miniact.backends.torch_head import Head
-from miniact.backends.torch_load import attach, load_base, materialise, pick_device, pick_dtype
+from miniact.backends.torch_load import attach, load_base, pick_device, pick_dtype
 from miniact.batching import Layout, layouts, loss_tokens, split_by_completion
 from miniact.config import ModelConfig
 from miniact.errors import UserError
 from miniact.losses import Loss, Tokens
-from miniact.models import end_tokens, find_model, load_tokenizer
+from miniact.models import ModelSource, end_tokens, load_tokenizer
 from miniact.types import Group, Sample
 
 
@@ -36,11 +43,12 @@ class TorchPolicy:
         self.config, self.name = config, config.path
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.dtype, self.device)
-        source = materialise(find_model(config.path))
-        self.tokenizer = load_tokenizer(source)
-        self.model = attach(load_base(config, self.device, self.dtype), config, seed)
+        folder = model_folder(config.path)
+        self.tokenizer = load_tokenizer(ModelSource(str(folder), is_local=True))
+        base = load_base(folder, config.adapter, self.device, self.dtype)
+        self.model = attach(base, config, seed)
         self.causal_lm = self.model if config.adapter == "full" else self.model.get_base_model()
-        self.ends = end_tokens(self.tokenizer, source.path)
+        self.ends = end_tokens(self.tokenizer, str(folder))
         self.head = Head(self.causal_lm, frozen=config.adapter != "full")
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.reference: dict[str, torch.Tensor] = {}
