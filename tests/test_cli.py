@@ -19,7 +19,7 @@ CONFIGS = sorted((ROOT / "tiny_configs").glob("*.yaml"))
 TINY = [
     *("stage.il.steps=2", "stage.act.steps=2", "stage.rl.steps=1"),
     *("stage.il.batch=4", "stage.act.batch=4", "stage.rl.batch=4"),
-    *("env.train_tasks=8", "env.heldout_tasks=4", "env.options={max_steps: 5}"),
+    *("env.train_tasks=8", "env.heldout_tasks=4", "env.options={max_steps: 18}"),
     *("eval.episodes=3", "eval.states=4", "eval.pairs=4"),
 ]
 

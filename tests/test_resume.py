@@ -19,7 +19,7 @@ SMALL = [
     *("stage.il.batch=4", "stage.act.batch=4", "stage.rl.batch=4"),
     *("stage.il.checkpoint_every=2", "stage.act.checkpoint_every=1", "stage.rl.checkpoint_every=3"),
     *("stage.act.beta=0.05", "stage.rl.updates=2", "model.rank=4", "model.alpha=8"),
-    *("env.train_tasks=12", "env.heldout_tasks=4", "env.options={max_steps: 6}"),
+    *("env.train_tasks=12", "env.heldout_tasks=4", "env.options={max_steps: 18}"),
     *("eval.episodes=4", "eval.states=6", "eval.pairs=6"),
 ]
 
