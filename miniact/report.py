@@ -156,5 +156,5 @@ def _draw_results(axis: Any, results: dict[str, Any]) -> None:
     axis.set_ylim(0, 100)
     axis.set_ylabel("%, held out, 95 % interval")
     axis.set_title("after each stage")
-    axis.legend(fontsize=7, frameon=False)
+    axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axis.grid(alpha=0.2)
