@@ -147,6 +147,22 @@ def test_export_writes_a_model_that_loads(run_folder, tmp_path):
     assert "exists already" in refuses("export", str(adapter), *given)
 
 
+@pytest.mark.slow
+def test_the_same_commands_on_mlx(run_folder, tmp_path):
+    pytest.importorskip("mlx_lm")
+    out = tmp_path / "mlx"
+    miniact(
+        *("run", "household", "--backend", "mlx", "--seed", "3", "--out", str(out), *TINY),
+        *(f"env.trajectories={run_folder / 'trajectories.jsonl'}", "env.options={max_steps: 3}"),
+        *(f"pairs.file={run_folder / 'pairs.jsonl'}", "eval.episodes=2"),
+    )
+    assert json.loads((out / "environment.json").read_text())["backend"] == "mlx"
+    results = json.loads((out / "results.json").read_text())["results"]
+    assert list(results) == ["base", "1-il", "2-act", "3-rl"]
+    torch_base = json.loads((run_folder / "results.json").read_text())["results"]["base"]
+    assert results["base"]["judgement"] == torch_base["judgement"]  # greedy, on the same pairs
+
+
 def test_play_by_hand_and_watch(tmp_path):
     keys = "help\nhint\ndance\nquit\n"
     played = CliRunner().invoke(main, ["play", "household"], input=keys, catch_exceptions=False)
