@@ -7,14 +7,17 @@ A file or folder that exists is a step that is done, so going on after a kill is
 
 from __future__ import annotations
 
+import functools
 import importlib
+import json
+import os
 import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,8 +64,6 @@ class Pipeline:
 
     def __init__(self, config: Config, run: RunFolder, console: Console) -> None:
         self.config, self.run, self.console = config, run, console
-        self.stack = ExitStack()
-        self._policy: Policy | None = None
         self._envs: list[Env] = []
         self.timings: dict[str, float] = {}
 
@@ -72,7 +73,6 @@ class Pipeline:
     def __exit__(self, *exc: object) -> None:
         for env in self._envs:
             env.close()
-        self.stack.close()
 
     # ---- what is made when needed --------------------------------------------------------------
 
@@ -83,25 +83,23 @@ class Pipeline:
             self._envs.append(make_env(self.config.env.name, **self.config.env.options))
         return self._envs[:n]
 
-    @property
+    @functools.cached_property
     def policy(self) -> Policy:
-        if self._policy is None:
-            self._policy = load_policy(self.config.model, derive_seed(self.config.seed, "lora"))
-            if self.config.model.start:
-                self._policy.load_adapter(Path(self.config.model.start))
-        return self._policy
+        policy = load_policy(self.config.model, derive_seed(self.config.seed, "lora"))
+        if self.config.model.start:
+            policy.load_adapter(Path(self.config.model.start))
+        return policy
 
-    @property
+    @functools.cached_property
     def prompter(self) -> Prompter:
         return Prompter(self.policy.tokenizer, self.config.prompt)
 
-    def timed(self, name: str) -> Callable[[], None]:
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to `timings[name]`, in seconds; nothing if it fails."""
         start = time.monotonic()
-
-        def stop() -> None:
-            self.timings[name] = self.timings.get(name, 0) + time.monotonic() - start
-
-        return stop
+        yield
+        self.timings[name] = self.timings.get(name, 0) + time.monotonic() - start
 
     # ---- data ----------------------------------------------------------------------------------
 
@@ -111,10 +109,12 @@ class Pipeline:
     def trajectories(self) -> TrajectoryFile:
         path = self.run.path / "trajectories.jsonl"
         if not path.is_file():
-            stop = self.timed("collect")
-            with explain_full_disk(self.run.path), Bar(self.console, "collect") as bar:
+            with (
+                self.timed("collect"),
+                explain_full_disk(self.run.path),
+                Bar(self.console, "collect") as bar,
+            ):
                 write_jsonl(path, self._trajectory_rows(bar))
-            stop()
         file = TrajectoryFile(path, self.config.env.skip_bad_rows)
         share = self.config.env.heldout_share
         if self.config.env.trajectories and share and set(file.splits) == {"train"}:
@@ -150,8 +150,7 @@ class Pipeline:
         path = self.run.path / "pairs.jsonl"
         if not path.is_file():
             given = self.config.pairs.file
-            stop = self.timed("pairs")
-            with explain_full_disk(self.run.path):
+            with self.timed("pairs"), explain_full_disk(self.run.path):
                 if given:
                     rows = read_pairs(Path(given), self.config.env.skip_bad_rows)
                     write_jsonl(path, (pair_row(p, 10**9) for p in rows))
@@ -159,7 +158,6 @@ class Pipeline:
                     counts: dict[str, Counter] = {}
                     write_jsonl(path, self._pair_rows(file, counts))
                     write_json(self.run.path / "pairs.counts.json", counts)
-            stop()
         return read_pairs(path)
 
     def _pair_rows(self, file: TrajectoryFile, counts: dict[str, Counter]) -> Iterator[dict]:
@@ -192,16 +190,13 @@ class Pipeline:
         self, name: str, folder: Path, file: TrajectoryFile, pairs: list[ActionPair]
     ) -> dict[str, Any]:
         """Evaluate the policy as it is now, or read back the evaluation that is already there."""
-        import json
-
         path = folder / "eval.json"
         if path.is_file():
             return json.loads(path.read_text())
-        stop = self.timed("evaluate")
         config, seed = self.config.eval, derive_seed(self.config.seed, "eval")
         heldout = self.heldout_splits(file)
         wins = Counter()  # type: Counter[bool]
-        with Bar(self.console, f"eval {name}") as bar:
+        with self.timed("evaluate"), Bar(self.console, f"eval {name}") as bar:
             envs = self.envs(min(self.config.env.parallel, config.episodes or 1))
             bar.start(len(config.splits) * config.episodes if envs else 0)
 
@@ -223,9 +218,8 @@ class Pipeline:
                 on_done,
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_jsonl(folder / "episodes.jsonl", map(_episode_row, episodes))
+        write_jsonl(folder / "episodes.jsonl", map(asdict, episodes))
         write_json(path, results)
-        stop()
         return results
 
     # ---- the recipe ----------------------------------------------------------------------------
@@ -242,10 +236,8 @@ class Pipeline:
             if (folder / "adapter").is_dir():
                 self.policy.load_adapter(folder / "adapter")
             else:
-                stop = self.timed(key)
-                with Bar(self.console, key) as bar:
+                with self.timed(key), Bar(self.console, key) as bar:
                     self._train(number, name, file.states("train"), train_pairs, bar)
-                stop()
             results[key] = self.evaluate(key, folder, file, pairs)
         return {"results": results, "seconds": {k: round(v, 1) for k, v in self.timings.items()}}
 
@@ -279,16 +271,8 @@ def _sample_pairs(pairs: list[ActionPair], n: int, seed: int) -> list[ActionPair
     return [pairs[int(i)] for i in sorted(chosen)]
 
 
-def _episode_row(episode: Episode) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(episode)
-
-
 def environment(config: Config) -> dict[str, Any]:
     """Versions, machine and command: what is needed to repeat a run."""
-    import os
-
     versions = {}
     for name in PACKAGES:
         try:
