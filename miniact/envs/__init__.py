@@ -59,6 +59,8 @@ class Env(Protocol):
 _REGISTRY = {
     "household": "miniact.envs.household:Household",
     "scienceworld": "miniact.envs.scienceworld:ScienceWorld",
+    "alfworld": "miniact.envs.alfworld:ALFWorld",
+    "webshop": "miniact.envs.webshop:WebShop",
 }
 
 
