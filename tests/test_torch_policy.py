@@ -57,10 +57,10 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("model", ["folder", "qwen"])
 def test_sharing_prompts_keeps_the_gradient(request, model, checkpointing, attention):
     policy = load(request.getfixturevalue(model), gradient_checkpointing=checkpointing)
-    policy.causal_lm.set_attn_implementation(attention)
     shared = gradient(policy)
     assert policy.shares_prompts
     policy.shares_prompts = False
+    policy.causal_lm.set_attn_implementation(attention)
     plain = gradient(policy)
     assert np.linalg.norm(plain) > 1e-3
     assert relative(shared, plain) < 1e-5
@@ -133,12 +133,12 @@ SINGLE = weigh(random_batch([30, 9, 8], [[5], [4], [6]]), "dapo", 0)  # IL: two 
 
 @pytest.mark.parametrize("groups", [GROUPS, SINGLE], ids=["grpo", "il"])
 def test_an_architecture_that_cannot_share_is_found_out_and_named(folder, capsys, groups):
-    """A model that ignores the mask gives wrong shared log-probs: noticed on the first batch."""
+    """A model that is deaf to `shared` gives wrong log-probs: noticed on the first batch."""
     policy = load(folder)
     body = policy.causal_lm.get_decoder()
     forward = body.forward
 
-    def deaf(*args, attention_mask=None, **kwargs):  # type: ignore[no-untyped-def]
+    def deaf(*args, attention_mask=None, shared=None, **kwargs):  # type: ignore[no-untyped-def]
         causal = torch.full((1, 1, 400, 400), torch.finfo(torch.float32).min).triu(1)
         L = kwargs["input_ids"].shape[1]
         return forward(*args, attention_mask=causal[..., :L, :L], **kwargs)

@@ -28,14 +28,17 @@ from miniact.backends.common import (
     to_sample,
     weight_file,
 )
+from miniact.backends.torch_attention import PackedRow, no_mask, use_shared_attention
+from miniact.backends.torch_fast import speed_up
 from miniact.backends.torch_head import Head
 from miniact.backends.torch_load import attach, load_base, pick_device, pick_dtype
+from miniact.backends.torch_sample import Model, sample_chunk
 from miniact.batching import Layout, layouts, loss_tokens, split_by_completion
 from miniact.config import ModelConfig
 from miniact.errors import UserError
 from miniact.losses import Loss, Tokens
 from miniact.models import ModelSource, end_tokens, load_tokenizer
-from miniact.types import Group, Sample
+from miniact.types import Completion, Group, Sample
 
 
 class TorchPolicy:
@@ -54,11 +57,14 @@ class TorchPolicy:
         self.reference: dict[str, torch.Tensor] = {}
         self.budget = config.max_tokens_per_batch
         self.shares_prompts = _can_share_prompts(self.causal_lm.config)
+        if self.shares_prompts:
+            use_shared_attention(self.causal_lm)
         self._checked = False
         self.reset_optimizer()
         if config.gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self._mode(training=False)
+        speed_up(self.model, self.dtype)
 
     # ---- modes ---------------------------------------------------------------------------------
 
@@ -90,12 +96,39 @@ class TorchPolicy:
         out: list[list[Sample]] = [[] for _ in prompts]
         with self._merged():
             for chunk in chunks(order, prompts, n, max_tokens, self.budget):
-                part = self._sample_chunk(
+                made = self._sample_chunk(
                     [prompts[i] for i in chunk], n, max_tokens, temperature, generator
                 )
-                for i, samples in zip(chunk, part):
+                for i, samples in zip(chunk, made):
                     out[i] = samples
         return out
+
+    def _sample_chunk(
+        self,
+        prompts: list[Sequence[int]],
+        n: int,
+        max_tokens: int,
+        temperature: float,
+        generator: torch.Generator,
+    ) -> list[list[Sample]]:
+        before = generator.get_state()
+        tokens, logps = sample_chunk(
+            Model(self.causal_lm, self.head, self.ends, self.shares_prompts),
+            prompts,
+            n,
+            max_tokens,
+            temperature,
+            generator,
+        )
+        if self.shares_prompts and not self._checked:
+            group = Group(tuple(prompts[0]), tuple(Completion(tuple(t)) for t in tokens[:2]))
+            plain = _joined(self._score([group], temperature or 1.0, shared=False))
+            self._compare(np.concatenate(logps[:2])[: len(plain)], plain)
+            if not self.shares_prompts:  # again, the other way
+                generator.set_state(before)
+                return self._sample_chunk(prompts, n, max_tokens, temperature, generator)
+        samples = [to_sample(self.tokenizer, self.ends, t, p) for t, p in zip(tokens, logps)]
+        return [samples[b * n : (b + 1) * n] for b in range(len(prompts))]
 
     @contextlib.contextmanager
     def _merged(self) -> Iterator[None]:
@@ -118,122 +151,49 @@ class TorchPolicy:
             for layer, weight in zip(layers, kept):
                 layer.base_layer.weight.data = weight
 
-    def _sample_chunk(
-        self,
-        prompts: list[Sequence[int]],
-        n: int,
-        max_tokens: int,
-        temperature: float,
-        generator: torch.Generator,
-    ) -> list[list[Sample]]:
-        """Prefill each prompt once, widen its cache to n rows, decode, drop rows as they finish."""
-        B, P = len(prompts), max(map(len, prompts))
-        token_BP = torch.zeros(B, P, dtype=torch.long)
-        mask_BP = torch.zeros(B, P, dtype=torch.long)
-        for b, prompt in enumerate(prompts):  # left padding: all answers start in one column
-            token_BP[b, P - len(prompt) :] = torch.tensor(prompt)
-            mask_BP[b, P - len(prompt) :] = 1
-        padded = bool((mask_BP == 0).any())
-        token_BP, mask_BP = token_BP.to(self.device), mask_BP.to(self.device)
-        body = self.causal_lm.get_decoder()
-        result = body(
-            input_ids=token_BP,
-            attention_mask=mask_BP if padded else None,
-            position_ids=(mask_BP.cumsum(1) - 1).clamp(min=0),
-            use_cache=True,
-        )
-        cache = result.past_key_values
-        hidden_RD = result.last_hidden_state[:, -1].repeat_interleave(n, 0)
-        if n > 1:
-            cache.batch_repeat_interleave(n)
-        mask_RL = mask_BP.repeat_interleave(n, 0)
-        position_R = mask_RL.sum(1)
-        row_R = list(range(B * n))  # which answer each live row is
-        tokens: list[list[int]] = [[] for _ in row_R]
-        logps: list[list[float]] = [[] for _ in row_R]
-        for step in range(max_tokens):
-            token_R, logp_R = self._draw(hidden_RD, temperature, generator)
-            for row, token, logp in zip(row_R, token_R.tolist(), logp_R.tolist()):
-                tokens[row].append(token)
-                logps[row].append(logp)
-            live = [i for i, row in enumerate(row_R) if tokens[row][-1] not in self.ends]
-            if not live or step == max_tokens - 1:
-                break
-            if len(live) < len(row_R):
-                keep = torch.tensor(live, device=self.device)
-                cache.reorder_cache(keep)
-                mask_RL, position_R, token_R = mask_RL[keep], position_R[keep], token_R[keep]
-                row_R = [row_R[i] for i in live]
-            mask_RL = torch.cat([mask_RL, mask_RL.new_ones(len(row_R), 1)], 1)
-            result = body(
-                input_ids=token_R[:, None],
-                attention_mask=mask_RL if padded else None,
-                position_ids=position_R[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            hidden_RD = result.last_hidden_state[:, -1]
-            position_R = position_R + 1
-        samples = [to_sample(self.tokenizer, self.ends, t, p) for t, p in zip(tokens, logps)]
-        return [samples[b * n : (b + 1) * n] for b in range(B)]
-
-    def _draw(
-        self, hidden_RD: torch.Tensor, temperature: float, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Next token of every row, and its log-probability at this temperature (greedy: at 1)."""
-        logp_RV = torch.log_softmax(self.head.logits(hidden_RD, temperature or 1.0), -1)
-        if temperature == 0:
-            token_R1 = logp_RV.argmax(-1, keepdim=True)
-        else:
-            token_R1 = torch.multinomial(logp_RV.exp(), 1, generator=generator)
-        return token_R1[:, 0], logp_RV.gather(1, token_R1)[:, 0]
-
     # ---- scoring and training ------------------------------------------------------------------
 
-    def _logp_N(self, layout: Layout, temperature: float) -> torch.Tensor:
+    def _logp_N(self, layout: Layout, temperature: float, shared: bool) -> torch.Tensor:
         """log π of every completion token of one micro-batch, shape [N], float32."""
-        mask = None
-        if not layout.is_causal:
-            visible = torch.from_numpy(layout.visible_BLL()).to(self.device)[:, None]
-            mask = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
-            mask.masked_fill_(
-                ~visible, torch.finfo(self.dtype).min
-            )  # eager attention adds the mask
 
         def tensor(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(self.device)
 
-        hidden_BLD = self.causal_lm.get_decoder()(
-            input_ids=tensor(layout.token_BL),
-            attention_mask=mask,
-            position_ids=tensor(layout.position_BL),
-            use_cache=False,
-        ).last_hidden_state
-        hidden_ND = hidden_BLD[tensor(layout.row_N), tensor(layout.col_N)]
+        body = self.causal_lm.get_decoder()
+        if shared:
+            row = PackedRow(layout, self.device)
+            hidden_1TD = body(
+                input_ids=row.token_1T,
+                attention_mask=no_mask(self.device),
+                position_ids=row.position_1T,
+                use_cache=False,
+                shared=row,
+            ).last_hidden_state
+            hidden_ND = hidden_1TD[0, row.index_N]
+        else:  # a row is one prompt and one answer, right padded: causal is right as it is
+            hidden_BLD = body(input_ids=tensor(layout.token_BL), use_cache=False).last_hidden_state
+            hidden_ND = hidden_BLD[tensor(layout.row_N), tensor(layout.col_N)]
         return self.head.logp(hidden_ND, tensor(layout.target_N), temperature)
 
     def _sharing(self, groups: Sequence[Group]) -> bool:
-        """Whether rows may hold several answers or groups; checked on the first such batch."""
+        """Whether a prompt is shared by its answers; compared with the plain way on first use."""
         if self.shares_prompts and not self._checked:
-            for layout in layouts(groups, self.budget, shared=True):
-                if not layout.is_causal:
-                    self._check_sharing([groups[i] for i in sorted({g for g, _ in layout.order})])
-                    break
+            first = next(layouts(groups, self.budget, shared=True))
+            chosen = [groups[i] for i in sorted({g for g, _ in first.order})]
+            shared, plain = (self._score(chosen, 1.0, way) for way in (True, False))
+            self._compare(_joined(shared), _joined(plain))
         return self.shares_prompts
 
-    def _check_sharing(self, groups: list[Group]) -> None:
-        """Is the shared layout exact for this architecture? If not, say so and never use it."""
+    def _compare(self, shared: np.ndarray, plain: np.ndarray) -> None:
+        """Are shared prompts exact for this architecture? If not, say so and never share again."""
         self._checked = True
-        shared, plain = (
-            np.concatenate([logp for group in self._score(groups, 1.0, way) for logp in group])
-            for way in (True, False)
-        )
-        error = float(np.abs(shared - plain).max())
-        if error > (1e-3 if self.dtype == torch.float32 else 0.5):
+        error = float(np.abs(shared - plain).max(initial=0.0))
+        if not error <= (1e-3 if self.dtype == torch.float32 else 0.5):
             self.shares_prompts = False
             print(
                 f"note: {self.causal_lm.config.model_type} cannot share a prompt between answers "
-                f"(log-probs differ by {error:.2g}); training it the plain way, more slowly",
+                f"(log-probs differ by {error:.2g}); it is sampled and trained the plain way, "
+                "more slowly",
                 file=sys.stderr,
             )
 
@@ -241,7 +201,7 @@ class TorchPolicy:
     def _score(self, groups: Sequence[Group], temperature: float, shared: bool) -> list[list]:
         out: list[list] = [[None] * len(g.completions) for g in groups]
         for layout in layouts(groups, self.budget, shared):
-            logp_N = self._logp_N(layout, temperature).cpu().numpy()
+            logp_N = self._logp_N(layout, temperature, shared).cpu().numpy()
             split_by_completion(logp_N, layout, out)
         return out
 
@@ -278,10 +238,11 @@ class TorchPolicy:
     ) -> dict[str, float]:
         self._mode(training=True)
         sums: dict[str, torch.Tensor] = {}
-        for layout in layouts(groups, self.budget, self._sharing(groups)):
+        shared = self._sharing(groups)
+        for layout in layouts(groups, self.budget, shared):
             given = loss_tokens(groups, layout)
             tokens = Tokens(*(torch.from_numpy(x).to(self.device) for x in vars(given).values()))
-            value, metrics = loss(torch, self._logp_N(layout, temperature), tokens)
+            value, metrics = loss(torch, self._logp_N(layout, temperature, shared), tokens)
             value.backward()
             for name, metric in metrics.items():
                 sums[name] = sums.get(name, 0.0) + metric.detach()
@@ -366,6 +327,10 @@ class TorchPolicy:
             state.setdefault(int(i), {})[field] = int(value) if is_count else value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _joined(scored: list[list[np.ndarray]]) -> np.ndarray:
+    return np.concatenate([logp for group in scored for logp in group])
 
 
 def _can_share_prompts(config: Any) -> bool:

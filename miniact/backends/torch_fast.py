@@ -1,0 +1,95 @@
+"""Two layers with fewer passes over memory, and less kept for the backward pass.
+
+LoRA    y = x Wᵀ + s·(x Aᵀ) Bᵀ      ∂x = g W + s·(g B) A    ∂A = s·(g B)ᵀ x    ∂B = s·gᵀ (x Aᵀ)
+
+PEFT writes this as separate layers, a product with s = α/r and a sum, each of which reads and
+writes [tokens × width] once more. Here the small products are added in place. Only for a plain
+base: a 4-bit one stays with PEFT.
+
+Gate    y = silu(a)·b               ∂a = g·b·silu'(a)       ∂b = g·silu(a)
+
+Only a and b are kept; silu(a) is computed again.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import Linear
+
+
+class _LoRALinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, weight, bias, A, B, scale):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        x_TI = x.reshape(-1, x.shape[-1])
+        h_TR = x_TI @ A.T
+        y_TO = F.linear(x_TI, weight, bias).addmm_(h_TR, B.T, alpha=scale)
+        ctx.save_for_backward(x_TI, h_TR, weight, A, B)
+        ctx.scale, ctx.shape = scale, x.shape
+        return y_TO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad):  # type: ignore[no-untyped-def]
+        x_TI, h_TR, weight, A, B = ctx.saved_tensors
+        g_TO = grad.reshape(-1, grad.shape[-1])
+        gh_TR = (g_TO @ B).mul_(ctx.scale)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (g_TO @ weight).addmm_(gh_TR, A).view(ctx.shape)
+        return dx, None, None, gh_TR.T @ x_TI, (g_TO.T @ h_TR).mul_(ctx.scale), None
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a, b):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(a, b)
+        return F.silu(a).mul_(b)
+
+    @staticmethod
+    def backward(ctx: Any, grad):  # type: ignore[no-untyped-def]
+        a, b = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * b, a), F.silu(a).mul_(grad)
+
+
+def _lora(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    base = layer.base_layer
+    if layer.disable_adapters:
+        return base(x)
+    A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    return _LoRALinear.apply(x, base.weight, base.bias, A, B, layer.scaling["default"])
+
+
+def _gated_mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
+    return mlp.down_proj(_Gate.apply(mlp.gate_proj(x), mlp.up_proj(x)))
+
+
+def _is_lora(module: Any) -> bool:
+    if not isinstance(module, Linear) or type(module.base_layer) is not torch.nn.Linear:
+        return False
+    return module.base_layer.weight.dtype == module.lora_A["default"].weight.dtype
+
+
+@torch.no_grad()
+def _is_gated_mlp(module: Any, dtype: torch.dtype) -> bool:
+    """By its parts, and by what it computes: other architectures may scale or clip inside."""
+    if not all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj")):
+        return False
+    size = getattr(module.gate_proj, "in_features", None)
+    if not isinstance(size, int):  # a mixture of experts keeps all of them in one array
+        return False
+    device = next(module.parameters()).device
+    x = torch.linspace(-1, 1, size, dtype=dtype, device=device)[None]
+    return torch.equal(module(x), _gated_mlp(module, x))
+
+
+def speed_up(model: Any, dtype: torch.dtype) -> None:
+    """Give the layers of `model` that compute exactly the above these forwards."""
+    for module in model.modules():
+        if _is_lora(module):
+            module.forward = functools.partial(_lora, module)
+    for module in model.modules():
+        if _is_gated_mlp(module, dtype):
+            module.forward = functools.partial(_gated_mlp, module)
