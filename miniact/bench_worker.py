@@ -99,7 +99,7 @@ def run_ours(work: Work, policy: Policy, texts: list[str], serve: Serve) -> None
         sampling[0] += time.perf_counter() - start
         return made
 
-    policy.sample = timed  # type: ignore[method-assign]
+    policy.sample = timed  # type: ignore[method-assign, assignment]
 
     def score(i: int, sample: Sample) -> Scored:
         return Scored(float(rng.random()), True, True)
