@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.lora import Linear
 
-
 FEW = 64  # rows; on a CPU such a product is up to 1.6 times faster with the weight on the left
 
 

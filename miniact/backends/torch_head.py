@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from miniact.backends.torch_fast import FEW, few_rows
+
 CHUNK = 512  # rows of logits that exist at once
 
 
@@ -33,7 +35,9 @@ class Head:
 
     def logits(self, hidden_ND: torch.Tensor, temperature: float) -> torch.Tensor:
         """z of shape [N, V] in float32. Only for few rows at a time."""
-        z_NV = self.layer(hidden_ND).float() * self.scale
+        few = self.closed_form and hidden_ND.device.type == "cpu" and len(hidden_ND) <= FEW
+        z_NV = few_rows(hidden_ND, self.layer.weight) if few else self.layer(hidden_ND)
+        z_NV = z_NV.float() * self.scale
         if self.softcap:
             z_NV = self.softcap * torch.tanh(z_NV / self.softcap)
         return z_NV / temperature
