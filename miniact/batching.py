@@ -79,6 +79,8 @@ def _pieces(groups: Sequence[Group], shared: bool, max_tokens: int) -> list[_Pie
         taken: list[tuple[int, tuple[int, ...]]] = []
         size = len(group.prompt)
         for c, completion in enumerate(group.completions):
+            if not completion.tokens:
+                raise UserError(f"group {g}, answer {c}: is empty; expected its end token at least")
             if len(group.prompt) + len(completion.tokens) > max_tokens:
                 raise UserError(
                     f"group {g}, answer {c}: prompt {len(group.prompt)} + answer "

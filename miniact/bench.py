@@ -7,6 +7,7 @@ hits all alike. The first step of each is not counted. A ratio is TRL's time / o
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -47,8 +48,12 @@ class Side:
 
     def __init__(self, name: str, work: Work) -> None:
         self.name = name
+        environment = dict(os.environ)
+        if name != "miniact":
+            environment.pop("GOMP_SPINCOUNT", None)  # our command line's; TRL's user has none
         self.process = subprocess.Popen(
             [sys.executable, "-m", "miniact.bench_worker"],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if name != "miniact" else None,

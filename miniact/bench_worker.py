@@ -46,15 +46,24 @@ def make_texts(tokenizer: Any, work: Work) -> list[str]:
     texts = []
     for _ in range(work.steps + 1):
         chosen = [words[i] for i in rng.integers(0, len(words), work.prompt_tokens)]
-        text = " ".join(chosen)
-        while len(ids := tokenizer(text)["input_ids"]) != work.prompt_tokens:
-            if len(ids) > work.prompt_tokens:  # the first word has no space before it
-                chosen.pop()
-            else:
-                chosen.append("a")
-            text = " ".join(chosen)
-        texts.append(text)
+        found = [_fit(tokenizer, chosen, between, work.prompt_tokens) for between in (" ", "")]
+        if not any(found):
+            raise UserError(
+                f"bench: found no text of {work.prompt_tokens} tokens for {work.model}; try "
+                "another --prompt-tokens"
+            )
+        texts.append(found[0] or found[1])
     return texts
+
+
+def _fit(tokenizer: Any, words: list[str], between: str, length: int) -> str:
+    """As many of the words as make `length` tokens; "" if that is not to be had."""
+    for _ in range(50):  # the first word has no space before it, and may be several tokens
+        excess = len(tokenizer(between.join(words))["input_ids"]) - length
+        if excess == 0:
+            return between.join(words)
+        words = words[: -min(excess, len(words) - 1)] if excess > 0 else [*words, words[0]]
+    return ""
 
 
 class Serve:
@@ -63,7 +72,8 @@ class Serve:
     def __init__(self, out: Any, probe: Any) -> None:
         self.out, self.probe, self.weights = out, probe, 0
 
-    def ready(self, *_: Any) -> None:
+    def ready(self, model: Any) -> None:
+        self.probe.touch(model)
         self.weights = self.probe.used()
         self._send({"ready": self.probe.describe(), "weights": self.weights})
 
@@ -104,7 +114,7 @@ def run_ours(work: Work, policy: Policy, texts: list[str], serve: Serve) -> None
     def score(i: int, sample: Sample) -> Scored:
         return Scored(float(rng.random()), True, True)
 
-    serve.ready()
+    serve.ready(policy.model)  # type: ignore[attr-defined]
     for number, text in enumerate(texts):
         serve.wait()
         start = time.perf_counter()

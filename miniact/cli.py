@@ -26,14 +26,16 @@ def main() -> None:
 @click.option("--recipe", help="Stages in order, for example act,il,rl.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: under runs/).")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
+@click.option("--force", is_flag=True, help="Run even if the plan says that it cannot fit.")
 @friendly
 def run(  # type: ignore[no-untyped-def]  # noqa: PLR0913
-    arguments, seed, backend, skip_bad_rows, recipe, out, resume
+    arguments, seed, backend, skip_bad_rows, recipe, out, resume, force
 ):
-    """Train and evaluate a whole recipe (default: il,act,rl)."""
+    """Train and evaluate a whole recipe (default: il,act,rl), after a plan of what it takes."""
     from rich.console import Console
 
     from miniact.pipeline import resume_run, start_run
+    from miniact.plan import check_fits
 
     if resume:
         if arguments or recipe or out or seed is not None:
@@ -43,6 +45,7 @@ def run(  # type: ignore[no-untyped-def]  # noqa: PLR0913
     more = [f"recipe={recipe}"] if recipe is not None else []
     config = read_config(arguments, seed, backend, skip_bad_rows, *more)
     out = out or fresh_folder(config, "-".join(config.recipe) or "base")
+    check_fits(config, Console(), force)
     start_run(config, out, Console())
 
 
@@ -70,6 +73,9 @@ def _stage_command(name: str, doc: str) -> None:
 _stage_command("il", "Imitation learning alone: cross-entropy on the expert's actions.")
 _stage_command("act", "Critical training alone: GRPO on choices between two actions.")
 _stage_command("rl", "RL on actions alone: GRPO on the expert's states.")
+_stage_command("reflect", "Early Experience: imitate reflections on tried alternatives.")
+_stage_command("choice_sft", "Control: cross-entropy on the right choice, same pairs as act.")
+_stage_command("dpo", "Control: direct preference optimisation on the same pairs.")
 
 
 @main.command()
@@ -108,24 +114,60 @@ def pairs(arguments, seed, backend, skip_bad_rows, trajectories, start, out):  #
 @click.option("--adapter", type=click.Path(path_type=Path), help="PEFT adapter (default: none).")
 @click.option("--trajectories", help="Held-out expert trajectories to measure on.")
 @click.option("--pairs", help="Held-out pairs to measure on.")
+@click.option(
+    "--policy",
+    type=click.Choice(["model", "expert"]),
+    default="model",
+    help="expert: how far the environment's expert gets, per split; no model is loaded.",
+)
+@click.option(
+    "--intervene",
+    type=click.Choice(["none", "remove", "wrong"]),
+    help="The critic's reasoning: left alone, removed, or a wrong one put in its place.",
+)
+@click.option("--suite", help="General reasoning instead: math500,gpqa_diamond or a task's YAML.")
+@click.option("--limit", type=int, help="Questions per --suite task, to try it out.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
 @friendly
 def evaluate(  # type: ignore[no-untyped-def]  # noqa: PLR0913
-    arguments, seed, backend, skip_bad_rows, adapter, trajectories, pairs, out
+    arguments,
+    seed,
+    backend,
+    skip_bad_rows,
+    adapter,
+    trajectories,
+    pairs,
+    policy,
+    intervene,
+    suite,
+    limit,
+    out,
 ):
     """Measure a model or an adapter on held-out tasks, states and pairs."""
     from rich.console import Console
-
-    from miniact.pipeline import start_run
 
     given = {
         "model.start": adapter,
         "env.trajectories": trajectories,
         "pairs.file": pairs,
+        "eval.intervene": intervene,
     }
     more = [f"{k}={v}" for k, v in given.items() if v]
+    more += ["eval.judge_thinking=true"] if intervene in ("remove", "wrong") else []
     config = read_config(arguments, seed, backend, skip_bad_rows, "recipe=[]", *more)
-    start_run(config, out, Console())
+    if policy == "expert":
+        from miniact.expert import evaluate_expert
+
+        evaluate_expert(config, out, Console())
+    elif suite:
+        from miniact.reasoning import ReasoningOptions, describe, evaluate_reasoning
+
+        options = ReasoningOptions(adapter, limit=limit, seed=config.seed)
+        click.echo(describe(evaluate_reasoning(config.model, suite.split(","), out, options)))
+    else:
+        from miniact.pipeline import start_run
+
+        start_run(config, out, Console())
 
 
 @main.command()

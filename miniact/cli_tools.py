@@ -1,4 +1,4 @@
-"""Commands beside training: what a run will cost, how fast this machine is."""
+"""Commands beside training: cost and speed, logs, games, the report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from miniact.cli_common import friendly
+from miniact.cli_common import config_options, friendly, read_config
 
 
 @click.command()
@@ -38,4 +38,78 @@ def bench(file, plot, against, prompt_tokens, group_size, **options):  # type: i
     measure(works(prompt_tokens, group_size, options), list(against), file, plot, console)
 
 
-COMMANDS = [bench]
+@click.command()
+@config_options
+@friendly
+def plan(arguments, seed, backend, skip_bad_rows):  # type: ignore[no-untyped-def]
+    """Estimate memory and time of a config before anything is loaded."""
+    from rich.console import Console
+
+    from miniact.plan import make_plan, print_plan
+
+    config = read_config(arguments, seed, backend, skip_bad_rows)
+    print_plan(config, make_plan(config), Console())
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["eto", "agenttraj", "chat", "toolcalls"]),
+    required=True,
+    help="ETO, AgentTraj-L, OpenAI chat messages, chat messages with tool calls.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="trajectories.jsonl")
+@click.option(
+    "--heldout-share",
+    default=0.0,
+    show_default=True,
+    help="Share of the tasks to hold out; 0: as the log says, or all train.",
+)
+@click.option("--system-prompt", is_flag=True, help="Keep system messages, in front of the task.")
+@click.option("--skip-bad-rows", is_flag=True, help="Count malformed rows and go on.")
+@friendly
+def import_command(file, form, out, heldout_share, system_prompt, skip_bad_rows):  # type: ignore[no-untyped-def]
+    """Convert a published or an own agent log to expert trajectories."""
+    from miniact.importers import describe, import_log
+
+    counts = import_log(
+        file,
+        form,
+        out,
+        heldout_share=heldout_share,
+        system_prompt=system_prompt,
+        skip_bad_rows=skip_bad_rows,
+    )
+    click.echo(f"{describe(counts)}\n{out}")
+
+
+@click.command("alfworld-games")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of games.")
+@click.option("--train", default=200, show_default=True, help="Games of split train.")
+@click.option("--seen", default=40, show_default=True, help="Games of split valid_seen.")
+@click.option("--unseen", default=40, show_default=True, help="Games of split valid_unseen.")
+@click.option("--seed", default=0, show_default=True)
+@friendly
+def alfworld_games(out, train, seen, unseen, seed):  # type: ignore[no-untyped-def]
+    """Generate solvable ALFWorld games, in the package's own tree."""
+    from miniact.envs.alfworld_games import generate
+
+    wanted = {"train": train, "valid_seen": seen, "valid_unseen": unseen}
+    written = generate(out, wanted, seed)
+    click.echo(f"{', '.join(f'{k} {v}' for k, v in written.items())} written: {out}")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="File (default: FOLDER/report.html).")
+@friendly
+def report(folder, out):  # type: ignore[no-untyped-def]
+    """Write one HTML page of a run or of a comparison: results, curves, samples, episodes."""
+    from miniact.report_html import write_html
+
+    click.echo(write_html(folder, out))
+
+
+COMMANDS = [bench, plan, import_command, alfworld_games, report]

@@ -18,7 +18,7 @@ import yaml
 
 from miniact.errors import UserError
 
-STAGES = ("il", "act", "rl")
+STAGES = ("il", "act", "rl", "choice_sft", "dpo", "reflect")
 
 
 def key(default: Any, doc: str, *, low: float | None = None, choices: tuple = ()) -> Any:
@@ -70,7 +70,13 @@ class EnvConfig:
     heldout_tasks: int = key(
         40, "expert trajectories per evaluation split, never trained on", low=0
     )
-    parallel: int = key(128, "episodes played at once", low=1)
+    parallel: int = key(128, "episodes played at once, in this process (see workers)", low=1)
+    workers: int = key(
+        0,
+        "processes with one environment each, for slow simulators: so many episodes are played at "
+        "once instead of `parallel`, and one that hangs or dies is lost alone; 0: none",
+        low=0,
+    )
     trajectories: str = key("", "trajectory file (.jsonl, .parquet) or HF dataset to use instead")
     columns: dict = key({}, "our column name → the file's, where they differ")
     heldout_share: float = key(
@@ -82,7 +88,16 @@ class EnvConfig:
 @dataclass(frozen=True)
 class PairsConfig:
     file: str = key("", "existing pairs.jsonl to use instead of making pairs")
+    source: str = key(
+        "policy",
+        "where alternatives come from: sampled from the initial policy, or drawn uniformly from "
+        "the admissible actions",
+        choices=("policy", "admissible"),
+    )
     k: int = key(2, "alternatives sampled per state (K)", low=1)
+    choices: int = key(
+        2, "candidates shown to the critic: the expert's action and others", choices=(2, 3, 4, 5, 6)
+    )
     temperature: float = key(1.0, "sampling temperature of the initial policy", low=0)
     max_tokens: int = key(24, "longest alternative, in tokens", low=1)
     states_per_trajectory: int = key(0, "states used per trajectory; 0: all", low=0)
@@ -133,10 +148,47 @@ class GRPOConfig(StageConfig):
 
 
 @dataclass(frozen=True)
+class ACTConfig(GRPOConfig):
+    """Agentic critical training: GRPO on choices."""
+
+    refresh_pairs: int = key(
+        0,
+        "steps after which alternatives are sampled anew, from the current policy; 0: never",
+        low=0,
+    )
+
+
+@dataclass(frozen=True)
+class ChoiceSFTConfig(StageConfig):
+    """The control that imitates the right choice: cross-entropy, no reasoning, no reward."""
+
+
+@dataclass(frozen=True)
+class DPOConfig(StageConfig):
+    """The control that prefers a⁺ to a⁻ directly (direct preference optimisation)."""
+
+    beta: float = key(0.1, "β: how strongly the policy is held to where it started", low=1e-3)
+
+
+@dataclass(frozen=True)
+class ReflectConfig(StageConfig):
+    """Early Experience: imitate reflections on what each action led to, mixed with IL."""
+
+    share: float = key(
+        0.5, "share of a batch that are reflections; the rest are expert actions", low=0
+    )
+    max_tokens: int = key(256, "longest reflection, in tokens; a longer one is dropped", low=1)
+    temperature: float = key(1.0, "sampling temperature of the policy that reflects", low=0)
+
+
+@dataclass(frozen=True)
 class StagesConfig:
     il: ILConfig = field(default_factory=ILConfig)
-    act: GRPOConfig = field(default_factory=GRPOConfig)
+    act: ACTConfig = field(default_factory=ACTConfig)
     rl: GRPOConfig = field(default_factory=GRPOConfig)
+    choice_sft: ChoiceSFTConfig = field(default_factory=ChoiceSFTConfig)
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    reflect: ReflectConfig = field(default_factory=ReflectConfig)
 
 
 @dataclass(frozen=True)
@@ -144,12 +196,20 @@ class EvalConfig:
     episodes: int = key(100, "episodes per split; 0: none", low=0)
     splits: list = key(["id", "ood"], "splits of the environment to evaluate on")
     states: int = key(200, "held-out expert states for next-action accuracy", low=0)
-    pairs: int = key(200, "held-out pairs for judgement accuracy, each asked in both orders", low=0)
+    pairs: int = key(
+        200, "held-out pairs for judgement accuracy, asked with the expert in every position", low=0
+    )
     temperature: float = key(0.0, "sampling temperature; 0: greedy", low=0)
     max_tokens: int = key(24, "longest action reply, in tokens", low=1)
     judge_max_tokens: int = key(24, "longest judgement reply, in tokens", low=1)
     thinking: bool = key(False, "let the model think before it acts")
     judge_thinking: bool = key(False, "let the model think before it judges")
+    intervene: str = key(
+        "none",
+        "what is done to the critic's reasoning; remove: it must choose at once; wrong: it chooses "
+        "after an argument of ours for a wrong candidate",
+        choices=("none", "remove", "wrong"),
+    )
 
 
 @dataclass(frozen=True)
@@ -192,7 +252,7 @@ def _coerce(value: Any, declared: Any, where: str) -> Any:
 
 def _check(value: Any, meta: typing.Mapping, where: str) -> None:
     if meta.get("choices") and value not in meta["choices"]:
-        raise UserError(f"{where}: {value!r} is not one of {', '.join(meta['choices'])}")
+        raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, meta['choices']))}")
     if meta.get("low") is not None and not value >= meta["low"]:
         raise UserError(f"{where}: {value} is too small, expected at least {meta['low']}")
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
@@ -221,8 +281,9 @@ def _build(cls: type, data: Any, where: str) -> Any:
 
 
 def _thinks(config: Config) -> bool:
-    stages = (config.stage.il, config.stage.act, config.stage.rl, config.pairs)
-    return any(s.thinking for s in stages) or config.eval.thinking or config.eval.judge_thinking
+    stages = (getattr(config.stage, name) for name in STAGES)
+    judges = config.eval.thinking or config.eval.judge_thinking or config.eval.intervene != "none"
+    return judges or config.pairs.thinking or any(s.thinking for s in stages)
 
 
 def _validate(config: Config) -> Config:
@@ -233,6 +294,33 @@ def _validate(config: Config) -> Config:
             raise UserError(
                 f"recipe[{i}]: unknown stage {name!r}, one of {', '.join(STAGES)}{hint}"
             )
+    _validate_stages(config)
+    _validate_pairs(config)
+    if config.prompt.form == "plain" and _thinks(config):
+        raise UserError(
+            "prompt.form: plain replies hold no reasoning; use tags, or thinking: false"
+        )
+    if config.eval.intervene != "none" and not config.eval.judge_thinking:
+        raise UserError(
+            f"eval.intervene: {config.eval.intervene} changes the critic's reasoning, and there is "
+            "none; set eval.judge_thinking: true"
+        )
+    answers = [config.stage.act.max_tokens, config.stage.rl.max_tokens, config.eval.max_tokens]
+    if "reflect" in config.recipe:
+        answers.append(config.stage.reflect.max_tokens)
+    longest = config.prompt.max_tokens + max(answers)
+    if longest > config.model.max_tokens_per_batch:
+        raise UserError(
+            f"model.max_tokens_per_batch: {config.model.max_tokens_per_batch} is less than one "
+            f"prompt and its answer, {longest}; raise it, or lower prompt.max_tokens"
+        )
+    if config.env.name == "none" and not config.env.trajectories:
+        raise UserError("env.trajectories: expected a file of expert steps, since env.name is none")
+    return config
+
+
+def _validate_stages(config: Config) -> None:
+    """What holds for one stage alone."""
     for name in ("act", "rl"):
         weight = getattr(config.stage, name).format_weight
         if weight >= 0.5:
@@ -243,21 +331,32 @@ def _validate(config: Config) -> Config:
         raise UserError(
             "stage.rl.admissible_credit: would outrank correctness, use a smaller value"
         )
-    if config.prompt.form == "plain" and _thinks(config):
+    if config.stage.reflect.share > 1:
         raise UserError(
-            "prompt.form: plain replies hold no reasoning; use tags, or thinking: false"
+            f"stage.reflect.share: {config.stage.reflect.share} is over 1, a whole batch"
         )
-    longest = config.prompt.max_tokens + max(
-        config.stage.act.max_tokens, config.stage.rl.max_tokens, config.eval.max_tokens
-    )
-    if longest > config.model.max_tokens_per_batch:
+    if "reflect" in config.recipe:
+        if config.prompt.form == "plain":
+            raise UserError("stage.reflect: plain replies hold no reasoning; use prompt.form: tags")
+        if config.env.name == "none":
+            raise UserError(
+                "stage.reflect: acts in the environment, and env.name is none; name one"
+            )
+
+
+def _validate_pairs(config: Config) -> None:
+    """What holds between pairs and the stages that use them."""
+    pairs, refresh = config.pairs, config.stage.act.refresh_pairs
+    if pairs.choices > pairs.k + 1 and (refresh or not pairs.file):
         raise UserError(
-            f"model.max_tokens_per_batch: {config.model.max_tokens_per_batch} is less than one "
-            f"prompt and its answer, {longest}; raise it, or lower prompt.max_tokens"
+            f"pairs.choices: {pairs.choices} candidates need pairs.k of at least "
+            f"{pairs.choices - 1}, got {pairs.k}"
         )
-    if config.env.name == "none" and not config.env.trajectories:
-        raise UserError("env.trajectories: expected a file of expert steps, since env.name is none")
-    return config
+    if refresh and pairs.source == "admissible":
+        raise UserError(
+            "stage.act.refresh_pairs: admissible alternatives do not depend on the policy; use 0, "
+            "or pairs.source: policy"
+        )
 
 
 def to_dict(config: Any) -> dict:

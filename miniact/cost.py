@@ -9,11 +9,12 @@ One prompt of P tokens, G answers of C tokens; a product of matrices [a, b] × [
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from miniact.errors import UserError
+from miniact.models import find_model
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,25 @@ def shape_of_folder(folder: Path) -> Shape:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no readable config.json ({error!s:.80})") from None
     return read_shape(config, folder.name)
+
+
+# What the shipped configs name, so that a plan of them needs no download.
+KNOWN = {
+    "Qwen/Qwen3-0.6B": Shape("Qwen3-0.6B", 28, 1024, 16, 8, 128, 3072, 151936, tied=True),
+    "Qwen/Qwen3-8B": Shape("Qwen3-8B", 36, 4096, 32, 8, 128, 12288, 151936, tied=False),
+}
+
+
+def known_shape(path: str) -> Shape:
+    """The shape of `model.path`: a well-known hub name, or what its config.json says."""
+    if path in KNOWN:
+        return KNOWN[path]
+    source = find_model(path)
+    if source.is_local and not source.gguf:
+        return shape_of_folder(Path(source.path))
+    from miniact.backends.common import config_folder
+
+    return replace(shape_of_folder(config_folder(path)), name=path)
 
 
 def pairs(P: float, G: float, C: float) -> float:

@@ -7,7 +7,7 @@ states and pairs, greedily by default, and is a function of the seed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,15 @@ import numpy as np
 
 from miniact.config import EvalConfig
 from miniact.envs import Env
-from miniact.pairs import present
+from miniact.intervene import forced_prefix, wrong_choice
+from miniact.pairs import Question, Shown, present
 from miniact.policy import Policy
 from miniact.prompts import Prompter
 from miniact.rewards import same_action
-from miniact.rollout import Episode, PlayOptions, play_episodes
+from miniact.rollout import Episode, PlayOptions, Tally, play_episodes
 from miniact.types import ActionPair, Completion, Group, State
+
+POSITIONS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 Z95 = 1.959964  # the normal distribution's 97.5 % quantile
 
@@ -56,6 +59,7 @@ def evaluate_episodes(episodes: Sequence[Episode]) -> dict[str, Any]:
         "failed_actions": rate([not m.applied for e in episodes for m in e.moves]),
         "unparseable": rate([not m.action for e in episodes for m in e.moves]),
         "dropped_turns": sum(e.dropped_turns for e in episodes),
+        "lost": sum(e.stop == "lost" for e in episodes),
     }
 
 
@@ -83,63 +87,81 @@ def next_action_accuracy(
 def judgement_accuracy(
     policy: Policy,
     prompter: Prompter,
-    pairs: Sequence[ActionPair],
+    asked: Sequence[ActionPair | Question],
     config: EvalConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """Ask the critic about every held-out pair in both orders.
+    """Ask the critic every held-out question, with the expert's action in every position.
 
     accuracy: right answers among all, an unparseable one counts as wrong. given_valid: among valid
-    answers only, so that learning the format cannot pass for learning to judge. expert_first and
-    expert_second show a position bias. consistent: the same action chosen in both orders. implicit:
-    log π(a⁺|s) > log π(a⁻|s), the judgement that acting itself implies, with no critic prompt.
+    answers only, so that learning the format cannot pass for learning to judge. expert_first,
+    expert_second, …: by the position of the right answer, which shows a position bias. consistent:
+    the same action chosen in all orders. implicit: log π(a⁺|s) above that of every alternative, the
+    judgement that acting itself implies, with no critic prompt. followed: the choice that a wrong
+    rationale argues for (eval.intervene: wrong; see intervene.py). All questions have equally many
+    candidates.
     """
-    asked = [(pair, position) for pair in pairs for position in (0, 1)]
-    prompts = [
-        prompter.critic(pair.state, present(pair, position), config.judge_thinking)
-        for pair, position in asked
-    ]
-    replies = policy.sample(
-        [p.tokens for p in prompts], 1, config.judge_max_tokens, config.temperature, seed
-    )
-    chosen = [
-        prompter.parse_choice(sample.text, present(pair, position))
-        for (pair, position), (sample,) in zip(asked, replies)
-    ]
-    right = [c == position for c, (_, position) in zip(chosen, asked)]
-    valid = [c is not None for c in chosen]
-    picks = [None if c is None else c == position for c, (_, position) in zip(chosen, asked)]
-    return {
+    ways = len(present(asked[0], 0))
+    shown = [Shown(one.state, present(one, at), at) for one in asked for at in range(ways)]
+    chosen, dropped = ask_critic(policy, prompter, shown, config, seed)
+    right = [choice == s.right for choice, s in zip(chosen, shown)]
+    valid = [choice is not None for choice in chosen]
+    picks = [None if choice is None else s.actions[choice] for choice, s in zip(chosen, shown)]
+    same = [picks[at : at + ways] for at in range(0, len(picks), ways)]
+    results = {
         "accuracy": rate(right),
         "valid": rate(valid),
         "given_valid": rate([r for r, v in zip(right, valid) if v]),
-        "expert_first": rate(right[0::2]),
-        "expert_second": rate(right[1::2]),
-        "consistent": rate([a is not None and a == b for a, b in zip(picks[0::2], picks[1::2])]),
-        "implicit": rate(implicit_judgements(policy, prompter, pairs)),
-        "dropped_turns": sum(p.dropped for p in prompts),
+        **{f"expert_{POSITIONS[at]}": rate(right[at::ways]) for at in range(ways)},
+        "consistent": rate([None not in picked and len(set(picked)) == 1 for picked in same]),
+        "implicit": rate(implicit_judgements(policy, prompter, asked)),
+        "dropped_turns": dropped,
     }
+    if config.intervene == "wrong":
+        wrong = [wrong_choice(ways, s.right) for s in shown]
+        results["followed"] = rate([c == w for c, w in zip(chosen, wrong)])
+    return results
+
+
+def ask_critic(
+    policy: Policy, prompter: Prompter, shown: Sequence[Shown], config: EvalConfig, seed: int
+) -> tuple[list[int | None], int]:
+    """The critic's choices (None: unparseable), and how many turns of history were left out."""
+    prompts = [prompter.critic(s.state, s.actions, config.judge_thinking) for s in shown]
+    begun = [forced_prefix(prompter, config.intervene, s.actions, s.right) for s in shown]
+    replies = policy.sample(
+        [p.tokens + prompter.begin_tokens(text) for p, text in zip(prompts, begun)],
+        1,
+        config.judge_max_tokens,
+        config.temperature,
+        seed,
+    )
+    chosen = [
+        prompter.parse_choice(text + sample.text, s.actions)
+        for text, (sample,), s in zip(begun, replies, shown)
+    ]
+    return chosen, sum(p.dropped for p in prompts)
 
 
 def implicit_judgements(
-    policy: Policy, prompter: Prompter, pairs: Sequence[ActionPair]
+    policy: Policy, prompter: Prompter, asked: Sequence[ActionPair | Question]
 ) -> list[bool]:
-    """log π(a⁺ | s) > log π(a⁻ | s) for each pair, summed over the reply's tokens and its end."""
+    """log π(a⁺ | s) > log π(a⁻ | s) for each a⁻, summed over the reply's tokens and its end."""
     groups = []
-    for pair in pairs:
-        both = (prompter.render_action(a) for a in (pair.expert, pair.alternative))
-        replies = tuple(Completion(prompter.reply_tokens(text)) for text in both)
-        groups.append(Group(prompter.action(pair.state).tokens, replies))
-    return [bool(a.sum() > b.sum()) for a, b in policy.logprobs(groups)]
+    for one in asked:
+        replies = (prompter.reply_tokens(prompter.render_action(a)) for a in present(one, 0))
+        groups.append(Group(prompter.action(one.state).tokens, tuple(map(Completion, replies))))
+    scored = ([logp.sum() for logp in logps] for logps in policy.logprobs(groups))
+    return [bool(expert > max(others)) for expert, *others in scored]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What to measure on: worlds to act in, expert states, pairs. Whatever is empty is left out."""
+    """What to measure on: worlds, expert states, questions. Whatever is empty is left out."""
 
     envs: Sequence[Env] = ()
     states: Sequence[tuple[State, str]] = ()
-    pairs: Sequence[ActionPair] = ()
+    questions: Sequence[ActionPair | Question] = ()
 
 
 def evaluate(
@@ -148,7 +170,7 @@ def evaluate(
     config: EvalConfig,
     seed: int,
     held_out: HeldOut,
-    on_done: Callable[[Episode], None] = lambda episode: None,
+    tally: Tally | None = None,
 ) -> tuple[dict[str, Any], list[Episode]]:
     """Everything that can be measured with what is given. Returns (results, episodes)."""
     results: dict[str, Any] = {}
@@ -158,13 +180,15 @@ def evaluate(
         results["splits"] = {}
         for split in config.splits:
             tasks = held_out.envs[0].tasks(split, config.episodes, seed)
-            episodes = play_episodes(policy, prompter, held_out.envs, tasks, options, on_done)
+            episodes = play_episodes(policy, prompter, held_out.envs, tasks, options, tally)
             results["splits"][split] = evaluate_episodes(episodes)
             played += episodes
     if held_out.states:
         results["next_action"] = next_action_accuracy(
             policy, prompter, held_out.states, config, seed
         )
-    if held_out.pairs:
-        results["judgement"] = judgement_accuracy(policy, prompter, held_out.pairs, config, seed)
+    if held_out.questions:
+        results["judgement"] = judgement_accuracy(
+            policy, prompter, held_out.questions, config, seed
+        )
     return results, played

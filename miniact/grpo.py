@@ -83,6 +83,15 @@ def weigh(groups: Sequence[Group], variant: str, max_tokens: int) -> list[Group]
     ]
 
 
+def merge(group: Group) -> Group:
+    """Train on answers that came out alike once, with the sum of their weights: the same loss."""
+    found: dict[tuple, Completion] = {}
+    for c in group.completions:
+        key = (c.tokens, c.advantage)
+        found[key] = replace(found[key], weight=found[key].weight + c.weight) if key in found else c
+    return replace(group, completions=tuple(found.values()))
+
+
 def is_live(group: Group) -> bool:
     """Whether the group carries a gradient: not all its rewards were equal."""
     return any(c.advantage != 0.0 for c in group.completions)
@@ -137,7 +146,7 @@ def grpo_step(
     if config.beta == 0:  # with β > 0 a dead group still feels the KL term
         groups = [g for g in groups if is_live(g)]
     if groups:
-        metrics |= update(policy, groups, config, lr)
+        metrics |= update(policy, [merge(g) for g in groups], config, lr)
     return metrics, rollouts
 
 

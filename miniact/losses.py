@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 Array = Any  # numpy.ndarray, torch.Tensor or mlx.core.array
 
 
@@ -72,3 +74,23 @@ class GRPOLoss:
             metrics["kl"] = (w_N * k3_N).sum()
         loss = (w_N * token_loss_N).sum()
         return loss, {"loss": loss, **metrics}
+
+
+def dpo(chosen_B: np.ndarray, rejected_B: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290, eq. 7), per pair.
+
+    L = − log σ(β·m),  m = [log π_θ − log π_ref](a⁺) − [log π_θ − log π_ref](a⁻)
+    ∂L/∂θ = − β·σ(−β·m) · [∂ log π_θ(a⁺) − ∂ log π_θ(a⁻)]
+
+    chosen_B, rejected_B: log π_θ − log π_ref of the two whole completions, nats. Returns L and the
+    pull β·σ(−β·m), both of shape [B]. The gradient of L is that of `cross_entropy` with weight
+    +pull on the tokens of a⁺ and −pull on those of a⁻, so the two need not share a micro-batch:
+    score both without a gradient, then train on the weights.
+
+    >>> loss_B, pull_B = dpo(np.zeros(1), np.zeros(1), beta=0.1)  # where π_θ is still π_ref
+    >>> round(float(loss_B[0]), 4), float(pull_B[0])
+    (0.6931, 0.05)
+    """
+    margin_B = np.asarray(chosen_B, np.float64) - np.asarray(rejected_B, np.float64)
+    loss_B = np.logaddexp(0.0, -beta * margin_B)  # = − log σ(β·m), without overflow
+    return loss_B, beta * np.exp(-np.logaddexp(0.0, beta * margin_B))

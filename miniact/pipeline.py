@@ -1,6 +1,7 @@
 """`miniact run`: from a config to a results table, one plain file after the other.
 
-    trajectories.jsonl → pairs.jsonl → base evaluation → stage 1 → evaluation → stage 2 → …
+    trajectories.jsonl → pairs.jsonl (→ reflections.jsonl) → base evaluation
+                       → stage 1 → evaluation → stage 2 → evaluation → …
 
 A file or folder that exists is a step that is done, so going on after a kill is running this again.
 """
@@ -15,9 +16,9 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,15 +30,18 @@ from rich.console import Console
 
 from miniact.config import Config, load_config, to_dict
 from miniact.envs import Env, make_env
+from miniact.envs.workers import WorkerEnv
 from miniact.errors import UserError
 from miniact.evaluate import HeldOut, evaluate
-from miniact.pairs import make_pairs, read_pairs
+from miniact.pairs import Question, make_pairs, questions, read_pairs
 from miniact.pairs import to_row as pair_row
 from miniact.policy import Policy, load_policy, resolve_backend
 from miniact.progress import Bar
 from miniact.prompts import Prompter
+from miniact.reflections import Reflection, experiences, make_reflections, read_reflections
+from miniact.reflections import to_row as reflection_row
 from miniact.report import write_report
-from miniact.rollout import Episode
+from miniact.rollout import Episode, Tally
 from miniact.runs import RunFolder, StageLog, explain_full_disk, write_json, write_text
 from miniact.stages import Stage
 from miniact.trajectories import (
@@ -50,6 +54,7 @@ from miniact.trajectories import (
 )
 from miniact.types import ActionPair, State, Trajectory
 
+ON_PAIRS = frozenset({"act", "choice_sft", "dpo", "reflect"})  # stages that learn from pairs
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "mlx", "mlx-lm", "numpy", "miniact")
 
 
@@ -57,6 +62,22 @@ def derive_seed(seed: int, *salt: int | str) -> int:
     """An independent seed for one purpose: the same for the same arguments, on every machine."""
     words = [b for part in salt for b in str(part).encode()]
     return int(np.random.SeedSequence([seed, *words]).generate_state(1)[0] >> 1)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from and is measured on."""
+
+    file: TrajectoryFile
+    pairs: list[ActionPair]  # of all splits
+    reflections: Sequence[Reflection]
+
+    def train_pairs(self) -> list[ActionPair]:
+        return [p for p in self.pairs if p.split == "train"]
+
+    def questions(self, choices: int) -> list[Question]:
+        """Held-out pairs, as they are put to the critic."""
+        return questions((p for p in self.pairs if p.split != "train"), choices)
 
 
 class Pipeline:
@@ -80,8 +101,14 @@ class Pipeline:
         if self.config.env.name == "none":
             return []
         while len(self._envs) < n:
-            self._envs.append(make_env(self.config.env.name, **self.config.env.options))
+            self._envs.append(self._make_env())
         return self._envs[:n]
+
+    def _make_env(self) -> Env:
+        config = self.config.env
+        if config.workers:
+            return WorkerEnv(config.name, config.options)
+        return make_env(config.name, **config.options)
 
     @functools.cached_property
     def policy(self) -> Policy:
@@ -163,12 +190,9 @@ class Pipeline:
     def _pair_rows(self, file: TrajectoryFile, counts: dict[str, Counter]) -> Iterator[dict]:
         for split in ("train", *self.heldout_splits(file)):
             states = file.states(split)
-            provenance = {
-                "model": self.policy.name,
-                "adapter": self.config.model.start or None,
-                "seed": derive_seed(self.config.seed, "pairs", split),
-                "temperature": self.config.pairs.temperature,
-            }
+            provenance = self._provenance("pairs", split, self.config.pairs.temperature)
+            if self.config.pairs.source == "admissible":
+                provenance = {"source": "admissible", "seed": provenance["seed"]}
             counts[split] = Counter()
             made = make_pairs(
                 self.policy, self.prompter, states, self.config.pairs, provenance, counts[split]
@@ -184,27 +208,69 @@ class Pipeline:
                     "pairs.temperature, or check prompt.form against what the model replies"
                 )
 
+    def _provenance(self, purpose: str, split: str, temperature: float) -> dict[str, Any]:
+        """What the initial policy was, for the rows that it writes."""
+        return {
+            "model": self.policy.name,
+            "adapter": self.config.model.start or None,
+            "seed": derive_seed(self.config.seed, purpose, split),
+            "temperature": temperature,
+        }
+
+    def reflections(self, file: TrajectoryFile, pairs: list[ActionPair]) -> Sequence[Reflection]:
+        """Reflections on the train pairs by the initial policy; made once, like the pairs."""
+        path = self.run.path / "reflections.jsonl"
+        if not path.is_file():
+            counts: Counter = Counter()
+            with self.timed("reflections"), explain_full_disk(self.run.path):
+                write_jsonl(path, self._reflection_rows(file, pairs, counts))
+                write_json(self.run.path / "reflections.counts.json", counts)
+        return read_reflections(path)
+
+    def _reflection_rows(
+        self, file: TrajectoryFile, pairs: list[ActionPair], counts: Counter
+    ) -> Iterator[dict]:
+        config = self.config.stage.reflect
+        (env,) = self.envs(1)
+        made = make_reflections(
+            self.policy,
+            self.prompter,
+            experiences(env, file, pairs, counts),
+            config,
+            self._provenance("reflections", "train", config.temperature),
+            counts,
+        )
+        for reflection in made:
+            self.run.stopper.check()
+            yield reflection_row(reflection, self.config.prompt.history)
+        shown = ", ".join(f"{k} {v}" for k, v in counts.items())
+        self.console.print(f"reflections: {shown}", highlight=False)
+        if not counts["kept"]:
+            raise UserError(
+                f"reflections: all were filtered out ({shown}); raise stage.reflect.max_tokens, or "
+                "use a model that can reason"
+            )
+
     # ---- measuring -----------------------------------------------------------------------------
 
-    def evaluate(
-        self, name: str, folder: Path, file: TrajectoryFile, pairs: list[ActionPair]
-    ) -> dict[str, Any]:
+    def evaluate(self, name: str, folder: Path, data: Data) -> dict[str, Any]:
         """Evaluate the policy as it is now, or read back the evaluation that is already there."""
         path = folder / "eval.json"
         if path.is_file():
             return json.loads(path.read_text())
         config, seed = self.config.eval, derive_seed(self.config.seed, "eval")
-        heldout = self.heldout_splits(file)
-        wins = Counter()  # type: Counter[bool]
+        heldout = self.heldout_splits(data.file)
+        asked = data.questions(self.config.pairs.choices)
+        at_once = self.config.env.workers or self.config.env.parallel
         with self.timed("evaluate"), Bar(self.console, f"eval {name}") as bar:
-            envs = self.envs(min(self.config.env.parallel, config.episodes or 1))
+            envs = self.envs(min(at_once, config.episodes or 1))
             bar.start(len(config.splits) * config.episodes if envs else 0)
 
             def on_done(episode: Episode) -> None:
-                wins[episode.success] += 1
-                bar.advance({"success": wins[True] / wins.total()})
+                bar.advance({"success": tally.solved / tally.episodes})
                 self.run.stopper.check()
 
+            tally = Tally(on_done)
             results, episodes = evaluate(
                 self.policy,
                 self.prompter,
@@ -212,11 +278,16 @@ class Pipeline:
                 seed,
                 HeldOut(
                     envs,
-                    _sample_states(file, heldout, config.states, seed),
-                    _sample_pairs([p for p in pairs if p.split != "train"], config.pairs, seed),
+                    _sample_states(data.file, heldout, config.states, seed),
+                    _sample_questions(asked, config.pairs, seed),
                 ),
-                on_done,
+                tally,
             )
+        if tally.episodes:
+            self.console.print(f"eval {name}: {tally}", highlight=False, soft_wrap=True)
+            for part, seconds in tally.seconds.items():
+                key = f"evaluate/{part}"
+                self.timings[key] = self.timings.get(key, 0) + seconds
         folder.mkdir(parents=True, exist_ok=True)
         write_jsonl(folder / "episodes.jsonl", map(asdict, episodes))
         write_json(path, results)
@@ -224,36 +295,44 @@ class Pipeline:
 
     # ---- the recipe ----------------------------------------------------------------------------
 
+    def data(self) -> Data:
+        """Everything that is made before any training, and only what this recipe needs."""
+        file = self.trajectories()
+        needs_pairs = ON_PAIRS & set(self.config.recipe) or self.config.eval.pairs
+        pairs = self.pairs(file) if needs_pairs else []
+        data = Data(file, pairs, ())
+        if "reflect" in self.config.recipe:
+            data = replace(data, reflections=self.reflections(file, data.train_pairs()))
+        return data
+
     def recipe(self) -> dict[str, Any]:
         """Run everything that is not done yet. Returns what results.json holds."""
-        file = self.trajectories()
-        needs_pairs = "act" in self.config.recipe or self.config.eval.pairs
-        pairs = self.pairs(file) if needs_pairs else []
-        results = {"base": self.evaluate("base", self.run.path / "stages" / "0-base", file, pairs)}
-        train_pairs = [p for p in pairs if p.split == "train"]
+        data = self.data()
+        results = {"base": self.evaluate("base", self.run.path / "stages" / "0-base", data)}
         for number, name in enumerate(self.config.recipe, start=1):
             key, folder = f"{number}-{name}", self.run.stage(number, name)
             if (folder / "adapter").is_dir():
                 self.policy.load_adapter(folder / "adapter")
             else:
                 with self.timed(key), Bar(self.console, key) as bar:
-                    self._train(number, name, file.states("train"), train_pairs, bar)
-            results[key] = self.evaluate(key, folder, file, pairs)
+                    self._train(number, name, data, bar)
+            results[key] = self.evaluate(key, folder, data)
         return {"results": results, "seconds": {k: round(v, 1) for k, v in self.timings.items()}}
 
-    def _train(
-        self, number: int, name: str, states: Any, pairs: list[ActionPair], bar: Bar
-    ) -> None:
-        if name == "act" and not pairs:
-            raise UserError("stage.act: there are no train pairs; see pairs.counts.json")
+    def _train(self, number: int, name: str, data: Data, bar: Bar) -> None:
+        pairs = data.train_pairs()
+        if name in ON_PAIRS and not pairs:
+            raise UserError(f"stage.{name}: there are no train pairs; see pairs.counts.json")
         stage = Stage(
             self.policy,
             self.prompter,
             getattr(self.config.stage, name),
-            states,
+            data.file.states("train"),
             pairs,
             StageLog(self.run, number, name, bar),
             derive_seed(self.config.seed, "stage", number, name),
+            self.config.pairs,
+            data.reflections,
         )
         importlib.import_module(f"miniact.stages.{name}").run(stage)
 
@@ -266,9 +345,9 @@ def _sample_states(
     return [states[int(i)] for i in sorted(chosen)]
 
 
-def _sample_pairs(pairs: list[ActionPair], n: int, seed: int) -> list[ActionPair]:
-    chosen = np.random.default_rng([seed, 2]).permutation(len(pairs))[:n]
-    return [pairs[int(i)] for i in sorted(chosen)]
+def _sample_questions(asked: list[Question], n: int, seed: int) -> list[Question]:
+    chosen = np.random.default_rng([seed, 2]).permutation(len(asked))[:n]
+    return [asked[int(i)] for i in sorted(chosen)]
 
 
 def environment(config: Config) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """States and pairs → prompts, replies → actions and choices.
 
 An action prompt shows s_i and asks for the next action. A critic prompt shows s_i and the candidate
-actions in a given order, and asks which is better. Both go through the model's own chat template.
+actions in a given order, and asks which is better. A reflection prompt (Early Experience) shows
+what each action led to as well, and asks why the expert's is better. All go through the model's own
+chat template.
 
     tags form    reasoning … <action>go to shelf 1</action>      reasoning … <choice>2</choice>
     plain form   go to shelf 1                                   2  (or the chosen action itself)
@@ -72,6 +74,9 @@ class Prompter:
         template = getattr(tokenizer, "chat_template", None) or ""
         self._has_template = bool(template)
         self._switches_thinking = "enable_thinking" in template
+        self._opens_thought = False  # whether the prompt itself ends in <think>
+        if template:
+            self._opens_thought = self._chat("", thinking=True).rstrip().endswith("<think>")
         control = [t for t in tokenizer.get_added_vocab() if len(t.strip()) > 1]  # no runs of space
         # matches only the first character of a token, so that overlapping tokens are all found
         starts = [f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in sorted(control)]
@@ -87,6 +92,16 @@ class Prompter:
         """The prompt that asks which of `actions` (in the order given) is better in `state`."""
         return self._fit(state, self._ask_choice(actions, thinking), thinking)
 
+    def reflection(
+        self, state: State, taken: tuple[str, str], others: Sequence[tuple[str, str]]
+    ) -> Prompt:
+        """The prompt that asks why `taken` is better: (action, what it led to), and so the others.
+
+        Nothing in it names the expert or numbers an action, so that a reflection can be imitated
+        by a model that will see neither.
+        """
+        return self._fit(state, self._ask_reflection(taken, others), thinking=False)
+
     def render_action(self, action: str) -> str:
         """The reply that stands for an action, without reasoning: the target of imitation."""
         return action if self.config.form == "plain" else _tagged("action", action)
@@ -96,6 +111,18 @@ class Prompter:
         number = str(choice + 1)
         return number if self.config.form == "plain" else _tagged("choice", number)
 
+    def render_thought(self, thought: str) -> str:
+        """Reasoning as it stands before an answer, in the form in which this model thinks.
+
+        Where the chat template knows thoughts: <think>…</think>; else the text itself. The empty
+        thought is the one with which such templates switch thinking off.
+        """
+        thought = self.quote(thought.strip())
+        if self._opens_thought or self._switches_thinking:
+            opening = "" if self._opens_thought else "<think>\n"
+            return f"{opening}{thought}\n</think>\n\n"
+        return f"{thought}\n" if thought else ""
+
     def reply_tokens(self, text: str) -> tuple[int, ...]:
         """Tokens of a reply to imitate, the end token included: stopping is trained too.
 
@@ -103,6 +130,10 @@ class Prompter:
         """
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return (*ids, self.tokenizer.eos_token_id)
+
+    def begin_tokens(self, text: str) -> tuple[int, ...]:
+        """Tokens of the beginning of a reply that the model is to go on with."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
 
     # ---- reading -------------------------------------------------------------------------------
 
@@ -121,6 +152,13 @@ class Prompter:
             return numbers[answer.strip()]
         same = [i for i, action in enumerate(actions) if canonical(action) == canonical(answer)]
         return same[0] if len(same) == 1 else None
+
+    def parse_reflection(self, reply: str) -> tuple[str, str] | None:
+        """(the reasoning, the action that it ends in); None if the reply holds no single action."""
+        action = _inside("action", reply)
+        if action is None or not action.strip():
+            return None
+        return reply.rpartition("</think>")[2].partition("<action>")[0].strip(), action
 
     # ---- the words -----------------------------------------------------------------------------
 
@@ -146,15 +184,32 @@ class Prompter:
         if self.config.form == "plain":
             return "\n".join([*numbered, "which ?"])
         listed = "\n".join(f"Action {line}" for line in numbered)
+        better = "better" if len(actions) == 2 else "best"
         example = _tagged("choice", "1")
         if thinking:
             how = (
                 "Think first: what is the goal, what do you know, what would each action lead to? "
-                f"Then answer with the number of the better one, for example {example}."
+                f"Then answer with the number of the {better} one, for example {example}."
             )
         else:
-            how = f"Answer only with the number of the better one, for example {example}."
-        return f"Candidate actions:\n{listed}\n\nWhich action is better for the task? {how}"
+            how = f"Answer only with the number of the {better} one, for example {example}."
+        return f"Candidate actions:\n{listed}\n\nWhich action is {better} for the task? {how}"
+
+    def _ask_reflection(self, taken: tuple[str, str], others: Sequence[tuple[str, str]]) -> str:
+        def line(action: str, outcome: str) -> str:
+            return f'- "{self.quote(action)}" leads to: {self.quote(outcome)}'
+
+        action, outcome = taken
+        return (
+            f"You decide on this action, which proves right:\n{line(action, outcome)}\n"
+            "You could have done this instead:\n"
+            + "\n".join(line(*other) for other in others)
+            + "\n\nWrite down what you think just before you decide, in a few sentences: what is "
+            "the goal, what do you know, what would each action lead to, and why is "
+            f'"{self.quote(action)}" better for the task than the rest? Speak as "I", as if '
+            "nothing had been done yet, and name actions by their own words only. "
+            "End with what you do, as <action>the action</action>."
+        )
 
     def _body(self, state: State, turns: int, question: str) -> str:
         """Task, the last `turns` turns of history, observation, admissible actions, question."""
@@ -176,17 +231,18 @@ class Prompter:
             lines.append(listed if plain else f"Admissible actions: {listed}")
         return "\n".join([*lines, question] if question else lines)
 
+    def _chat(self, body: str, thinking: bool) -> str:
+        """One user turn in the model's own template, up to where the reply starts."""
+        options = {"enable_thinking": thinking} if self._switches_thinking else {}
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": body}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **options,
+        )
+
     def _encode(self, body: str, thinking: bool) -> tuple[int, ...]:
-        if not self._has_template:
-            text = f"{body}\n\nAnswer:"
-        else:
-            options = {"enable_thinking": thinking} if self._switches_thinking else {}
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": body}],
-                tokenize=False,
-                add_generation_prompt=True,
-                **options,
-            )
+        text = self._chat(body, thinking) if self._has_template else f"{body}\n\nAnswer:"
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _fit(self, state: State, question: str, thinking: bool) -> Prompt:

@@ -193,3 +193,9 @@ def test_results_return_to_their_completions(groups, budget, shared):
         split_by_completion(layout.target_N, layout, back)
     for group, parts in zip(groups, back, strict=True):
         assert [tuple(p) for p in parts] == [c.tokens for c in group.completions]
+
+
+def test_an_empty_answer_is_named():
+    groups = [Group((1, 2), (Completion((3,)), Completion(())))]
+    with pytest.raises(UserError, match="group 0, answer 1: is empty"):
+        list(layouts(groups, 64))

@@ -148,10 +148,37 @@ MISTAKES = [
     ("stage.act.format_weight=0.5", r"stage\.act\.format_weight: 0\.5 outranks correctness"),
     ("stage.rl.admissible_credit=1", r"stage\.rl\.admissible_credit: would outrank correctness"),
     ("env.name=none", r"env\.trajectories: expected a file"),
+    ("pairs.choices=7", r"pairs\.choices: 7 is not one of 2, 3, 4, 5, 6"),
+    ("pairs.choices=4", r"pairs\.choices: 4 candidates need pairs\.k of at least 3, got 2"),
+    ("stage.dpo.beta=0", r"stage\.dpo\.beta: 0\.0 is too small"),
+    ("stage.reflect.share=1.1", r"stage\.reflect\.share: 1\.1 is over 1"),
+    ("eval.intervene=swap", r"eval\.intervene: 'swap' is not one of none, remove, wrong"),
     # overrides that are none
     ("steps", r"'steps': expected key=value"),
     ("=3", r"unknown key"),
 ]
+
+
+def test_alternatives_that_no_policy_proposes_can_not_be_refreshed():
+    with pytest.raises(
+        UserError, match=r"stage\.act\.refresh_pairs: admissible alternatives do not"
+    ):
+        load_config(None, ["stage.act.refresh_pairs=5", "pairs.source=admissible"])
+    assert load_config(None, ["stage.act.refresh_pairs=5"])
+
+
+def test_given_pairs_may_hold_more_alternatives_than_pairs_k():
+    options = ["pairs.choices=4", "pairs.file=pairs.jsonl"]
+    assert load_config(None, options).pairs.choices == 4
+    with pytest.raises(UserError, match=r"need pairs\.k of at least 3"):  # it samples k anew
+        load_config(None, [*options, "stage.act.refresh_pairs=5"])
+
+
+def test_a_reflection_must_fit_a_batch():
+    options = ["prompt.max_tokens=8000", "prompt.form=tags"]
+    assert load_config(None, options)
+    with pytest.raises(UserError, match="less than one prompt and its answer, 8256"):
+        load_config(None, [*options, "recipe=reflect"])
 
 
 @pytest.mark.parametrize(("override", "message"), MISTAKES, ids=[o for o, _ in MISTAKES])

@@ -55,6 +55,11 @@ def test_dry_run(config, chat_model, tmp_path):
         pytest.importorskip("scienceworld")
         if shutil.which("java") is None:
             pytest.skip("no Java runtime")
+    if "webshop" in config.stem:
+        for module in ("bm25s", "Stemmer", "rapidfuzz"):
+            pytest.importorskip(module)
+    if "alfworld" in config.stem:
+        pytest.importorskip("alfworld")
     state = State("s", "t", (), "o")
     pairs = [ActionPair(state, "look", "wait", split) for split in ("train", "train", "test")]
     write_jsonl(tmp_path / "pairs.jsonl", [to_row(p, 9) for p in pairs])

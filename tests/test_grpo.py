@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -219,8 +220,9 @@ def run_step(right: dict[int, int], **config):
 def test_groups_without_a_signal_are_dropped_but_keep_their_share_of_the_weights():
     policy, metrics, rollouts = run_step({1: 0, 2: 1, 3: 4, 5: 2}, variant="dapo")
     assert [g.prompt for g in policy.learned[0]] == [(2,), (5,)]
-    weights = {c.weight for g in policy.learned[0] for c in g.completions}
-    assert weights == {1 / (4 * (1 + 2 + 3 + 5))}
+    for group in policy.learned[0]:  # answers that came out alike are one, with their joint weight
+        weight = sum(c.weight for c in group.completions)
+        assert weight == pytest.approx(4 / (4 * (1 + 2 + 3 + 5)))
     assert metrics["live_groups"] == 0.5 and metrics["zero_variance"] == 0.5
     assert metrics["all_wrong"] == 0.25 and metrics["all_correct"] == 0.25
     assert metrics["reward"] == metrics["correct"] == 7 / 16
@@ -255,3 +257,17 @@ def test_without_any_signal_nothing_is_learned():
 def test_several_updates_on_one_sampled_batch():
     policy, _, _ = run_step({2: 1}, updates=3)
     assert len(policy.learned) == len(policy.steps) == 3
+
+
+def test_merging_answers_that_came_out_alike_keeps_the_loss():
+    from miniact.grpo import merge
+
+    same = Completion((4, 5), weight=0.5, advantage=1.0, old_logps=np.array([-1.0, -2.0]))
+    other = Completion((4, 6), weight=0.5, advantage=-2.0, old_logps=np.array([-1.0, -3.0]))
+    merged = merge(Group((1, 2), (same, other, same)))
+    assert [(c.tokens, c.weight, c.advantage) for c in merged.completions] == [
+        ((4, 5), 1.0, 1.0),
+        ((4, 6), 0.5, -2.0),
+    ]
+    apart = merge(Group((1,), (same, replace(same, advantage=0.5))))
+    assert len(apart.completions) == 2  # judged differently: not the same example

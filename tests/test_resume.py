@@ -19,6 +19,7 @@ SMALL = [
     *("stage.il.batch=4", "stage.act.batch=4", "stage.rl.batch=4"),
     *("stage.il.checkpoint_every=2", "stage.act.checkpoint_every=1", "stage.rl.checkpoint_every=3"),
     *("stage.act.beta=0.05", "stage.rl.updates=2", "model.rank=4", "model.alpha=8"),
+    "stage.act.refresh_pairs=2",
     *("env.train_tasks=12", "env.heldout_tasks=4", "env.options={max_steps: 18}"),
     *("eval.episodes=4", "eval.states=6", "eval.pairs=6"),
 ]
@@ -27,6 +28,7 @@ SMALL = [
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of everything that training decides."""
     wanted = ["trajectories.jsonl", "pairs.jsonl", "samples/2-act.jsonl", "samples/3-rl.jsonl"]
+    wanted += ["stages/2-act/pairs-0000002.jsonl"]
     for stage in ("1-il", "2-act", "3-rl"):
         wanted += [f"stages/{stage}/adapter/adapter_model.safetensors", f"stages/{stage}/eval.json"]
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in wanted}

@@ -10,7 +10,7 @@ import pytest
 from fakes import FakePolicy
 from rich.console import Console
 
-from miniact.config import GRPOConfig, ILConfig, PromptConfig
+from miniact.config import ACTConfig, GRPOConfig, ILConfig, PromptConfig
 from miniact.progress import Bar
 from miniact.prompts import Prompter
 from miniact.runs import RunFolder, StageLog
@@ -65,20 +65,22 @@ def knows_half(prompt: str, i: int) -> str:
 
 
 def test_act_rewards_the_right_choice_wherever_it_stands(world):
-    config = GRPOConfig(steps=4, batch=4, group_size=4)
+    config = ACTConfig(steps=4, batch=4, group_size=4)
     result = world(act, config, knows_half)
     assert all(row["reward"] == 0.5 and row["valid"] == 1 for row in result.rows)
     assert all(row["zero_variance"] == 0 and row["live_groups"] == 1 for row in result.rows)
     for group in result.policy.trained:
         advantage = [c.advantage for c in group.completions]
-        assert np.sign(advantage).tolist() == [-1, 1, -1, 1]
+        assert np.sign(advantage).tolist() == [-1, 1]  # answers that are alike are trained once,
+        shares = [c.weight * len(c.tokens) for c in group.completions]
+        assert shares == pytest.approx([2 / 16, 2 / 16])  # with the weight of both
     asked = [p for p in result.policy.prompts if "Which action is better" in p]
     first = sum("Action 1: good" in p for p in asked)
     assert len(asked) == 16 and first == 8  # balanced within every batch
 
 
 def test_act_counts_and_skips_groups_without_variance(world):
-    config = GRPOConfig(steps=3, batch=2, group_size=4)
+    config = ACTConfig(steps=3, batch=2, group_size=4)
     result = world(act, config, lambda p, i: "no idea")
     assert result.policy.trained == [] and result.policy.updates == 0
     assert all(
@@ -107,14 +109,14 @@ def test_rl_gives_the_configured_credit_to_admissible_actions(world):
 
 
 def test_several_updates_per_batch(world):
-    config = GRPOConfig(steps=2, batch=2, group_size=4, updates=3)
+    config = ACTConfig(steps=2, batch=2, group_size=4, updates=3)
     result = world(act, config, knows_half)
     assert result.policy.updates == 6 and len(result.policy.trained) == 2 * 2 * 3
     assert all(r["ratio"] == pytest.approx(1) for r in result.rows)
 
 
 def test_beta_needs_the_reference_and_keeps_dead_groups(world):
-    config = GRPOConfig(steps=1, batch=2, group_size=2, beta=0.1)
+    config = ACTConfig(steps=1, batch=2, group_size=2, beta=0.1)
     result = world(act, config, lambda p, i: "no idea")
     assert result.policy.frozen_at == 0 and len(result.policy.trained) == 2
     assert all((c.ref_logps == -1.0).all() for g in result.policy.trained for c in g.completions)

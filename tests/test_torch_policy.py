@@ -209,3 +209,75 @@ def test_full_training_needs_no_adapter_and_saves_a_model(folder, tmp_path):
     again = load(tmp_path / "model", adapter="full")
     for a, b in zip(policy.logprobs(GROUPS), again.logprobs(GROUPS)):
         assert all(np.array_equal(x, y) for x, y in zip(a, b))
+
+
+PROMPTS = [tuple(range(5, 5 + n)) for n in (17, 3, 30, 9)]
+
+
+@pytest.mark.parametrize("model", ["folder", "qwen"])
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_shared_prompt_samples_what_a_widened_cache_samples(request, model, n, temperature):
+    """Answers end at different times, so rows, then whole prompts, leave the batch on the way."""
+    policy = load(request.getfixturevalue(model))
+    policy.ends = tuple(range(0, 256, 9))
+    shared = policy.sample(PROMPTS, n, 25, temperature, seed=3)
+    assert policy.shares_prompts and policy._checked
+    policy.shares_prompts = False
+    widened = policy.sample(PROMPTS, n, 25, temperature, seed=3)
+    lengths = set()
+    for a, b in zip((s for g in shared for s in g), (s for g in widened for s in g)):
+        assert a.tokens == b.tokens and a.stop == b.stop
+        assert np.allclose(a.logps, b.logps, atol=1e-4)
+        lengths.add(len(a.tokens))
+    assert len(lengths) > 2 or n == 1
+
+
+def test_a_model_that_cannot_share_samples_again_the_other_way(folder, capsys):
+    policy, honest = load(folder), load(folder)
+    honest.shares_prompts = False
+    body = policy.causal_lm.get_decoder()
+    forward = body.forward
+
+    def deaf(*args, shared=None, **kwargs):  # type: ignore[no-untyped-def]
+        if shared is not None:
+            kwargs["attention_mask"] = None
+            cache = getattr(shared, "own", None) is not None
+            if cache and not shared.prompt:  # fill it with nonsense, as a foreign layer might
+                k = torch.ones(len(shared.length_B), 2, kwargs["input_ids"].shape[1], 16)
+                shared.prompt = [(k, k)] * 2
+        return forward(*args, **kwargs)
+
+    body.forward = deaf
+    mine = policy.sample(PROMPTS[:2], 3, 6, 1.0, seed=1)
+    assert not policy.shares_prompts and "cannot share a prompt" in capsys.readouterr().err
+    body.forward = forward
+    theirs = honest.sample(PROMPTS[:2], 3, 6, 1.0, seed=1)
+    assert [s.tokens for g in mine for s in g] == [s.tokens for g in theirs for s in g]
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely(folder):
+    from miniact.backends.torch_sample import draw
+
+    policy = load(folder)
+    torch.manual_seed(2)
+    hidden_1D = torch.randn(1, 64)
+    with torch.no_grad():
+        p_V = policy.head.logits(hidden_1D, 1.0).softmax(-1)[0].double().numpy()
+        token_R, logp_R = draw(
+            policy.head, hidden_1D.expand(20_000, -1), 1.0, torch.Generator().manual_seed(0)
+        )
+    count_V = np.bincount(token_R.numpy(), minlength=len(p_V))
+    error_V = (count_V - 20_000 * p_V) / np.sqrt(20_000 * p_V * (1 - p_V) + 1e-9)
+    assert np.abs(error_V[p_V > 1e-3]).max() < 4.5
+    assert count_V[p_V < 1e-9].sum() == 0
+    assert np.allclose(np.exp(logp_R.numpy()), p_V[token_R.numpy()], rtol=1e-3)
+
+
+def test_fast_layers_compute_what_the_slow_ones_do(folder):
+    """LoRA and the gated MLP against PEFT's and transformers' own forwards, gradients included."""
+    fast, slow = load(folder), load(folder)
+    for module in slow.model.modules():
+        module.__dict__.pop("forward", None)
+    assert any("forward" in m.__dict__ for m in fast.model.modules())
+    assert relative(gradient(fast), gradient(slow)) < 1e-5

@@ -15,7 +15,12 @@ from miniact.types import Sample
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "model*.safetensors"]  # no code
 
 
-def model_folder(path: str) -> Path:
+def config_folder(path: str) -> Path:
+    """A folder that holds the config.json of `model.path`; of a hub model, nothing else."""
+    return model_folder(path, files=["config.json"])
+
+
+def model_folder(path: str, files: Sequence[str] = HUB_FILES) -> Path:
     """`model.path` as a folder of safetensors: a GGUF is converted, a hub model is downloaded."""
     source = find_model(path)
     if source.gguf:
@@ -27,7 +32,7 @@ def model_folder(path: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source.path, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(source.path, allow_patterns=list(files)))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"model.path: cannot fetch {source.path!r}: {reason:.200}") from None

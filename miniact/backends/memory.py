@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from pathlib import Path
 
+_INFO = Path("/proc/meminfo")
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -17,6 +19,14 @@ class ProcessMemory:
 
     def peak(self) -> int:
         return self._read("VmHWM:")
+
+    def free(self) -> float:
+        """Memory that a new process could take without swapping."""
+        if _INFO.exists():
+            for line in _INFO.read_text().splitlines():
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024.0
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))  # all there is
 
     def reset_peak(self) -> None:
         if _RESET.exists():

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import time
 from importlib import metadata
+from typing import Any
 
 import mlx.core as mx
+
+from miniact.backends.memory import ProcessMemory
 
 
 class Probe:
     """Peak memory and matmul speed. Sizes in bytes, speeds in FLOP/s."""
 
     def __init__(self, device: str, dtype: str) -> None:
+        self.kind, self.process = "mlx", ProcessMemory()
+        self.precision = "float32" if dtype == "auto" else dtype
         self.dtype = mx.float32 if dtype in ("auto", "float32") else getattr(mx, dtype)
+
+    def free(self) -> float:
+        return self.process.free()
+
+    def touch(self, model: Any) -> None:
+        """Compute every weight now: MLX is lazy."""
+        mx.eval(model.parameters())
 
     def used(self) -> int:
         return mx.get_active_memory()
@@ -34,8 +46,16 @@ class Probe:
             best = max(best, 2 * n**3 / (time.perf_counter() - start))
         return best
 
+    def bandwidth(self, size: int = 1 << 28) -> float:
+        """Bytes/s at which this many bytes are read."""
+        x = mx.ones(size // 4)
+        mx.eval(x)
+        start = time.perf_counter()
+        mx.eval(x.sum())
+        return size / (time.perf_counter() - start)
+
     def wait(self) -> None:
         mx.synchronize()
 
     def describe(self) -> str:
-        return f"{mx.default_device()}, {self.dtype}, mlx {metadata.version('mlx')}"
+        return f"{mx.default_device()}, {self.precision}, mlx {metadata.version('mlx')}"

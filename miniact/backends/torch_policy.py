@@ -121,9 +121,10 @@ class TorchPolicy:
             generator,
         )
         if self.shares_prompts and not self._checked:
-            group = Group(tuple(prompts[0]), tuple(Completion(tuple(t)) for t in tokens[:2]))
+            few = min(n, 2)  # answers to the first prompt
+            group = Group(tuple(prompts[0]), tuple(Completion(tuple(t)) for t in tokens[:few]))
             plain = _joined(self._score([group], temperature or 1.0, shared=False))
-            self._compare(np.concatenate(logps[:2])[: len(plain)], plain)
+            self._compare(np.concatenate(logps[:few]), plain)
             if not self.shares_prompts:  # again, the other way
                 generator.set_state(before)
                 return self._sample_chunk(prompts, n, max_tokens, temperature, generator)
@@ -187,12 +188,12 @@ class TorchPolicy:
     def _compare(self, shared: np.ndarray, plain: np.ndarray) -> None:
         """Are shared prompts exact for this architecture? If not, say so and never share again."""
         self._checked = True
-        error = float(np.abs(shared - plain).max(initial=0.0))
-        if not error <= (1e-3 if self.dtype == torch.float32 else 0.5):
+        error = float(np.abs(shared - plain).mean())  # bfloat16 alone can be off by 0.5 at a token
+        if not error <= (1e-3 if self.dtype == torch.float32 else 0.2):
             self.shares_prompts = False
             print(
                 f"note: {self.causal_lm.config.model_type} cannot share a prompt between answers "
-                f"(log-probs differ by {error:.2g}); it is sampled and trained the plain way, "
+                f"(log-probs differ by {error:.2g} on average); it is sampled and trained the plain way, "
                 "more slowly",
                 file=sys.stderr,
             )

@@ -17,6 +17,19 @@ class Probe:
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.process = ProcessMemory()
+        self.kind = "cuda" if self.device.type == "cuda" else "cpu"
+        self.precision = str(self.dtype).removeprefix("torch.")
+
+    def free(self) -> float:
+        if self.kind == "cuda":
+            return float(torch.cuda.mem_get_info(self.device)[0])
+        return self.process.free()
+
+    def touch(self, model: torch.nn.Module) -> None:
+        """Read every weight, so that a file that is only mapped counts as used from now on."""
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.sum()
 
     def used(self) -> int:
         if self.device.type == "cuda":
@@ -46,6 +59,18 @@ class Probe:
             best = max(best, 2 * n**3 / (time.perf_counter() - start))
         return best
 
+    def bandwidth(self, size: int = 1 << 28) -> float:
+        """Bytes/s at which this many bytes are read."""
+        x = torch.ones(size // 4, device=self.device)
+        best = 0.0
+        for _ in range(3):
+            self.wait()
+            start = time.perf_counter()
+            x.sum()
+            self.wait()
+            best = max(best, size / (time.perf_counter() - start))
+        return best
+
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -55,4 +80,4 @@ class Probe:
             name = torch.cuda.get_device_name(self.device)
         else:
             name = f"{torch.get_num_threads()} CPU threads"
-        return f"{name}, {str(self.dtype).removeprefix('torch.')}, torch {torch.__version__}"
+        return f"{name}, {self.precision}, torch {torch.__version__}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,5 +100,5 @@ def run_trl(work: Any, texts: list[str], lean: bool, serve: Any) -> None:
             sampling[0] = 0.0
 
         trainer.add_callback(_Stepper(serve.wait, report))
-        serve.ready(Path(folder))
+        serve.ready(trainer.model)
         trainer.train()

@@ -24,12 +24,20 @@ class Turn:
     success: bool = False  # the task is solved; only ever True together with done
     score: float = 0.0  # 0..1
     applied: bool = True  # False: the action did not apply and changed nothing
+    lost: bool = False  # the simulator died or hung: the episode is over and counts as failed
 
 
 class Env(Protocol):
-    """A text world that plays one episode at a time. Everything is determined by the task id."""
+    """A text world that plays one episode at a time. Everything is determined by the task id.
 
-    splits: tuple[str, ...]  # names of its splits, "train" first
+    Where its calls wait for another process, it may say so by an attribute `waits = True`: then
+    several environments are called at once, each from a thread of its own.
+    """
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of its splits, "train" first."""
+        ...
 
     def tasks(self, split: str, n: int, seed: int) -> list[str]:
         """n distinct task ids of a split (fewer if it has fewer). Splits never share an id."""
@@ -66,11 +74,21 @@ _REGISTRY = {
 
 def make_env(name: str, **options: Any) -> Env:
     """Build an environment by name. Its module is imported only now: extras stay optional."""
+    return build_env(name, find_env(name), options)
+
+
+def find_env(name: str) -> str:
+    """Where a registered environment is: "module:Class"."""
     if name not in _REGISTRY:
         near = difflib.get_close_matches(name, _REGISTRY, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"env.name: unknown environment {name!r}, one of {sorted(_REGISTRY)}{hint}")
-    module, cls = _REGISTRY[name].split(":")
+    return _REGISTRY[name]
+
+
+def build_env(name: str, target: str, options: dict[str, Any]) -> Env:
+    """Import "module:Class" and build it; the name is for messages."""
+    module, cls = target.split(":")
     try:
         return getattr(importlib.import_module(module), cls)(**options)
     except TypeError as error:

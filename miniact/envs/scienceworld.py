@@ -77,6 +77,7 @@ class ScienceWorld:
     """
 
     splits = ("train", "dev", "test")
+    waits = True  # for its JVM
 
     def __init__(
         self,
@@ -136,7 +137,7 @@ class ScienceWorld:
         try:
             self._last = self._act(self._jvm, action)
         except _StoppedError:
-            self._last = Turn(STOPPED, done=True, score=self._last.score, applied=False)
+            self._last = Turn(STOPPED, done=True, score=self._last.score, applied=False, lost=True)
         return self._last
 
     def admissible(self) -> tuple[str, ...] | None:

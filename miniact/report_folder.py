@@ -1,0 +1,155 @@
+"""What a run folder or a comparison folder holds, read for `miniact report`.
+
+Damaged lines of the long files are left out and named; what a report cannot do without is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from miniact.errors import UserError
+from miniact.report import rows as rate_paths
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, read. `results` and `metrics` are by stage: base, 1-il, 2-act, …"""
+
+    path: Path
+    name: str  # of its recipe: the folder's name in a comparison
+    label: str  # the same for people: il → act → rl
+    seed: int
+    results: dict[str, Any]
+    seconds: dict[str, float]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    metrics: dict[str, list[dict[str, Any]]]
+
+
+def _number(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None  # a browser's JSON knows no NaN
+
+
+def parse(text: str) -> Any:
+    return json.loads(text, parse_float=_number, parse_constant=lambda name: None)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = parse(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: damaged ({error}); expected JSON as miniact writes it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: expected an object, got {str(value)[:60]}")
+    return value
+
+
+def read_lines(file: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; [] if there is none. Damaged lines are named in `notes`."""
+    if not file.is_file():
+        return []
+    found, bad = [], []
+    text = file.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = parse(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            found.append(row)
+        else:
+            bad.append(str(number))
+    if bad:
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        notes.append(f"{file}: damaged and left out: line {', '.join(bad[:5])}{more}")
+    return found
+
+
+def read_run(path: Path, notes: list[str], name: str = "", seed: int | None = None) -> Run:
+    """Read a run folder; `name` and `seed` as a comparison calls it.
+
+    Raises UserError where there are no results yet, or where they cannot be understood.
+    """
+    if not (path / "results.json").is_file():
+        then = ", then compare again" if name else ""
+        raise UserError(
+            f"{path}: no results.json: this run is not finished; go on with "
+            f"miniact run --resume {path}{then}"
+        )
+    outcome = read_json(path / "results.json")
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        stages = [str(stage) for stage in config["recipe"]]
+        number = int(config["seed"]) if seed is None else seed
+        results = dict(outcome["results"])
+        if not results:
+            raise ValueError("no evaluation")
+        rate_paths(results)
+    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{path}: config.yaml or results.json is not as expected ({reason})"
+        ) from None
+    metrics: dict[str, list[dict[str, Any]]] = {}
+    for row in read_lines(path / "metrics.jsonl", notes):
+        if isinstance(row.get("step"), int):
+            metrics.setdefault(str(row.get("stage")), []).append(row)
+    there = (path / "environment.json").is_file()
+    return Run(
+        path,
+        name or "-".join(stages),
+        " → ".join(stages) if name in ("", "-".join(stages)) else name,
+        number,
+        results,
+        outcome.get("seconds") or {},
+        config,
+        read_json(path / "environment.json") if there else {},
+        metrics,
+    )
+
+
+def read_folder(folder: Path, notes: list[str]) -> tuple[list[Run], dict[str, Any] | None]:
+    """The runs in a folder, and its comparison.json (None for a run folder)."""
+    if (folder / "config.yaml").is_file():
+        return [read_run(folder, notes)], None
+    file = folder / "comparison.json"
+    if not file.is_file() and not (folder / "runs").is_dir():
+        raise UserError(
+            f"{folder}: neither a run folder (with config.yaml) nor a comparison folder (with "
+            "comparison.json and runs/)"
+        )
+    for path in sorted((folder / "runs").glob("*/seed*")):
+        if not (path / "results.json").is_file():
+            read_run(path, notes, path.parent.name)  # says how to go on
+    if not file.is_file():
+        raise UserError(f"{file}: not there: the comparison is not finished; compare again")
+    comparison = read_json(file)
+    try:
+        rows = {str(row["recipe"]): dict(row) for row in comparison["rows"]}
+        names, seeds = (
+            [str(n) for n in comparison["recipes"]],
+            [int(s) for s in comparison["seeds"]],
+        )
+        ordered = [rows[name] for name in names]
+        if not names or not seeds or any(Path(name).name != name for name in names):
+            raise ValueError("no runs, or a recipe that is no folder name")
+    except (LookupError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{file}: {reason}; expected recipes, seeds, baseline and rows") from None
+    runs = [
+        read_run(folder / "runs" / name / f"seed{seed}", notes, name, seed)
+        for name in names
+        for seed in seeds
+    ]
+    return runs, {**comparison, "rows": ordered}
