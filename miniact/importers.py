@@ -15,16 +15,23 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from miniact.errors import UserError
-from miniact.importers_formats import FORMATS, BadRow
+from miniact.importers_chat import from_chat, from_tool_calls
+from miniact.importers_formats import BadRow, Row, from_turns
 from miniact.trajectories import from_row, hold_out, to_row, write_jsonl
 from miniact.types import Trajectory
 
 CHUNK = 1 << 20  # bytes read at once
+FORMATS: dict[str, Callable[[Row, Counter, bool], Row]] = {
+    "eto": from_turns,
+    "agenttraj": from_turns,
+    "chat": from_chat,
+    "toolcalls": from_tool_calls,
+}
 PUBLISHED = ("eto", "agenttraj")
 MAX_ITEM = 64 << 20  # bytes of one conversation; beyond that a quote or a bracket must be missing
 _BOM = b"\xef\xbb\xbf"
@@ -100,7 +107,7 @@ def read_log(
         raise UserError(f"{file}: no usable conversation in format {form} ({describe(counts)})")
 
 
-def _converted(text: bytes, form: str, changes: Counter, system_prompt: bool) -> dict[str, Any]:
+def _converted(text: bytes, form: str, changes: Counter, system_prompt: bool) -> Row:
     """One item of a log → one row of trajectories.jsonl. Raises BadRow."""
     try:
         row = json.loads(text)

@@ -460,7 +460,8 @@ MESSAGE = st.fixed_dictionaries(
 @given(st.lists(MESSAGE, max_size=8))
 def test_no_result_is_lost_and_every_action_is_a_call(messages):
     """Whatever the order of messages: one action per message with good calls, results kept."""
-    from miniact.importers_formats import BadRow, from_tool_calls
+    from miniact.importers_chat import from_tool_calls
+    from miniact.importers_formats import BadRow
 
     try:
         row = from_tool_calls({"messages": messages}, Counter(), False)

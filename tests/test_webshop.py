@@ -765,6 +765,12 @@ def test_search_ranks_by_bm25():
         assert index.search(query) == [i for _, i in expected], query
 
 
+def test_equals_stand_in_the_order_of_the_catalogue():
+    index = open_index(["red mug", "red cup", "red red"] * 30)
+    best, others = list(range(2, 90, 3)), [i for i in range(90) if i % 3 != 2]
+    assert index.search("red") == [*best, *others[:20]]
+
+
 def index_files() -> dict[Path, int]:
     files = Path(os.environ["MINIACT_CACHE"]).rglob("index-*/*")
     return {file: file.stat().st_mtime_ns for file in files}

@@ -133,7 +133,7 @@ _OPTIONS = {  # word in the table: (name on the page, its values)
     "scent": ("scent", "lavender|lemon|rose|mint|vanilla|unscented"),
     "flavor": ("flavor name", "vanilla|peach|ginger|honey|cinnamon|raspberry|original"),
     "pack": ("pack", "single|2 pack|3 pack|6 pack"),
-    "volume": ("capacity", "50 ml|120 ml|350 ml|750 ml"),
+    "volume": ("capacity", "40 ml|120 ml|300 ml|750 ml"),
     "weight": ("weight", "6 oz|10 oz|24 oz"),
     "plug": ("style", "european|british|american"),
     "length": ("length", "3 ft|6 ft|15 ft|50 ft"),
