@@ -46,18 +46,6 @@ class Layout:
             self.answer_BL.max(initial=0) <= 1 and (self.group_BL <= self.group_BL[:, :1]).all()
         )
 
-    def visible_BLL(self) -> np.ndarray:
-        """visible[b, q, k]: may token q look at token k? Shape [B, L, L], bool.
-
-        k ≤ q, in the same group, and k is of the prompt or of q's own answer. Padding sees padding,
-        so that no row of the softmax is empty.
-        """
-        L = self.token_BL.shape[1]
-        causal_LL = np.tri(L, dtype=bool)
-        same_group = self.group_BL[:, :, None] == self.group_BL[:, None, :]
-        same_answer = self.answer_BL[:, :, None] == self.answer_BL[:, None, :]
-        return causal_LL & same_group & (same_answer | (self.answer_BL[:, None, :] == 0))
-
 
 @dataclass(frozen=True)
 class _Piece:

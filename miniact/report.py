@@ -27,6 +27,7 @@ JUDGEMENT = {  # label → key of judgement_accuracy
     "  expert first": "expert_first",
     "  expert second": "expert_second",
     "  implicit": "implicit",
+    "  wrong rationale followed": "followed",  # only where one was put in
 }
 
 
@@ -40,7 +41,8 @@ def rows(results: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     if "next_action" in first:
         found["next action"] = ("next_action", "accuracy")
     if "judgement" in first:
-        found |= {label: ("judgement", name) for label, name in JUDGEMENT.items()}
+        measured = first["judgement"]
+        found |= {t: ("judgement", name) for t, name in JUDGEMENT.items() if name in measured}
     return found
 
 

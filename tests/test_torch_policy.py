@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_models import random_batch, write_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import batches, random_batch, visible_BLL, write_model
 
 from miniact.batching import layouts
 from miniact.config import ModelConfig
@@ -209,6 +211,29 @@ def test_full_training_needs_no_adapter_and_saves_a_model(folder, tmp_path):
     again = load(tmp_path / "model", adapter="full")
     for a, b in zip(policy.logprobs(GROUPS), again.logprobs(GROUPS)):
         assert all(np.array_equal(x, y) for x, y in zip(a, b))
+
+
+@settings(max_examples=40)
+@given(batches(most_answers=4), st.sampled_from([1, 2]), st.sampled_from([24, 60, 500]))
+def test_a_packed_row_attends_to_what_the_layout_lets_it_see(groups, kv_heads, budget):
+    """Against a softmax over everything under the layout's mask."""
+    from miniact.backends.torch_attention import PackedRow
+
+    for layout in layouts(groups, budget):
+        row = PackedRow(layout, torch.device("cpu"))
+        real_BL = layout.group_BL != -1
+        assert row.token_1T[0].tolist() == layout.token_BL[real_BL].tolist()
+        T, H, D = row.token_1T.shape[1], 4, 8
+        torch.manual_seed(T)
+        q, k, v = (torch.randn(1, heads, T, D) for heads in (H, kv_heads, kv_heads))
+        out_1THD = row.attend(0, q, k, v, None)
+        b_T, l_T = np.nonzero(real_BL)
+        sees_TT = visible_BLL(layout)[b_T[:, None], l_T[:, None], l_T] & (b_T[:, None] == b_T)
+        wide_k, wide_v = (x.repeat_interleave(H // kv_heads, 1) for x in (k, v))
+        score = (q @ wide_k.transpose(2, 3)) / D**0.5
+        score.masked_fill_(~torch.from_numpy(sees_TT), float("-inf"))
+        expected = (score.softmax(-1) @ wide_v).transpose(1, 2)
+        assert torch.allclose(out_1THD, expected, atol=1e-5)
 
 
 PROMPTS = [tuple(range(5, 5 + n)) for n in (17, 3, 30, 9)]

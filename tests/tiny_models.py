@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from miniact.batching import Layout
 from miniact.grpo import weigh
 from miniact.types import Completion, Group
 
@@ -94,3 +95,14 @@ def batches(draw: Any, most_answers: int = 3) -> list[Group]:
         draw(st.lists(st.integers(1, 6), min_size=1, max_size=most_answers)) for _ in prompts
     ]
     return random_batch(prompts, answers, seed=draw(st.integers(0, 99)))
+
+
+def visible_BLL(layout: Layout) -> np.ndarray:
+    """visible[b, q, k]: may token q look at token k? Shape [B, L, L], bool: what a layout means.
+
+    k ≤ q, in the same group, and k is of the prompt or of q's own answer. Padding sees padding.
+    """
+    causal_LL = np.tri(layout.token_BL.shape[1], dtype=bool)
+    same_group = layout.group_BL[:, :, None] == layout.group_BL[:, None, :]
+    same_answer = layout.answer_BL[:, :, None] == layout.answer_BL[:, None, :]
+    return causal_LL & same_group & (same_answer | (layout.answer_BL[:, None, :] == 0))

@@ -193,8 +193,8 @@ class TorchPolicy:
             self.shares_prompts = False
             print(
                 f"note: {self.causal_lm.config.model_type} cannot share a prompt between answers "
-                f"(log-probs differ by {error:.2g} on average); it is sampled and trained the plain way, "
-                "more slowly",
+                f"(log-probs differ by {error:.2g} on average); it is sampled and trained the "
+                "plain way, more slowly",
                 file=sys.stderr,
             )
 
