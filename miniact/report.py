@@ -60,6 +60,10 @@ def results_table(results: dict[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for label, path in rows(results).items():
         table.add_row(label, *(_percent(_at(result, path)) for result in results.values()))
+    for split in next(iter(results.values())).get("splits", {}):
+        scores = [result["splits"][split]["score"] for result in results.values()]
+        shown = ("–" if score is None else f"{100 * score:.1f}" for score in scores)
+        table.add_row(f"mean score, {split}", *shown)
     return table
 
 
