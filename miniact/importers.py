@@ -67,11 +67,7 @@ def import_log(
     if heldout_share:
         found = hold_out(found, heldout_share)
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write_jsonl(out, map(to_row, found))
-    except BaseException:
-        out.with_name(out.name + ".part").unlink(missing_ok=True)
-        raise
+    write_jsonl(out, map(to_row, found))
     return counts
 
 

@@ -81,6 +81,9 @@ class Prompter:
         # matches only the first character of a token, so that overlapping tokens are all found
         starts = [f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in sorted(control)]
         self._control = re.compile("|".join(starts)) if starts else None
+        # a text that ends like the start of one would join with what the template puts after it
+        heads = sorted({re.escape(t[:n]) for t in control for n in range(1, len(t))})
+        self._open_end = re.compile(rf"(?:{'|'.join(heads)})\Z") if heads else None
 
     # ---- writing -------------------------------------------------------------------------------
 
@@ -167,6 +170,8 @@ class Prompter:
         text = escape(text)
         if self._control:
             text = self._control.sub(lambda m: m[0] + "\\", text)
+        if self._open_end and self._open_end.search(text):
+            text += "\\"
         return text
 
     def _ask_action(self, thinking: bool) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.resources
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -96,11 +97,15 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write rows to a file that appears only when it is complete. Returns the number of rows."""
     part = path.with_name(path.name + ".part")
     count = 0
-    with part.open("w", encoding="utf-8") as out:
-        for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    part.replace(path)
+    try:
+        with part.open("w", encoding="utf-8") as out:
+            for row in rows:
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     return count
 
 
@@ -231,8 +236,12 @@ def collect(env: Env, split: str, n: int, seed: int, source: str) -> Iterator[Tr
 def import_rows(source: str, columns: dict[str, str], skip_bad_rows: bool) -> Iterator[Trajectory]:
     """Stream trajectories from a .jsonl file, a .parquet file or a Hugging Face dataset name.
 
-    columns maps our field names to the source's where they differ, e.g. {"task": "instruction"}.
+    "builtin:NAME" is a file that ships with miniact. columns maps our field names to the source's
+    where they differ, e.g. {"task": "instruction"}.
     """
+    kind, _, name = source.partition(":")
+    if kind == "builtin":
+        source = str(importlib.resources.files("miniact") / "assets" / "logs" / name)
     path = Path(source)
     rows: Iterable[tuple[str, Any]]
     if path.suffix == ".jsonl":

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from miniact.cli import main
+from miniact.config import load_config
 from miniact.pairs import to_row
 from miniact.trajectories import write_jsonl
 from miniact.types import ActionPair, State
@@ -74,5 +75,8 @@ def test_dry_run(config, chat_model, tmp_path):
     )
     assert result.exit_code == 0, result.output[-2000:]
     outcome = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert list(outcome["results"]) == ["base", "1-il", "2-act", "3-rl"]
-    assert all("splits" in r and "judgement" in r for r in outcome["results"].values())
+    settings = load_config(config)
+    names = [f"{i}-{stage}" for i, stage in enumerate(settings.recipe, start=1)]
+    assert list(outcome["results"]) == ["base", *names]
+    for result in outcome["results"].values():
+        assert "judgement" in result and ("splits" in result) == (settings.env.name != "none")
