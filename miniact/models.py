@@ -14,7 +14,7 @@ from typing import Any
 from miniact.errors import UserError
 
 
-def _cache_root() -> Path:
+def cache_root() -> Path:
     return Path(os.environ.get("MINIACT_CACHE") or Path.home() / ".cache" / "miniact")
 
 
@@ -23,13 +23,13 @@ class ModelSource:
     path: str  # what transformers' from_pretrained takes
     is_local: bool
     gguf: str | None = None  # name of the GGUF file inside path
-    cache: Path = field(default_factory=_cache_root)  # where its converted form lives
+    cache: Path = field(default_factory=cache_root)  # where its converted form lives
 
 
 def _gguf(file: Path) -> ModelSource:
     stat = file.stat()
     key = hashlib.sha256(f"{file.resolve()}|{stat.st_size}".encode()).hexdigest()[:12]
-    cache = _cache_root() / f"{file.stem}-{key}"
+    cache = cache_root() / f"{file.stem}-{key}"
     cache.parent.mkdir(parents=True, exist_ok=True)
     return ModelSource(str(file.parent), is_local=True, gguf=file.name, cache=cache)
 

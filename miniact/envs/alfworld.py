@@ -22,7 +22,7 @@ from miniact.envs.alfworld_engine import NOTHING, Game, read_game, require_alfwo
 from miniact.envs.alfworld_expert import Expert
 from miniact.envs.alfworld_games import SPLITS, TASK_TYPES, TREE, generate
 from miniact.errors import UserError
-from miniact.models import _cache_root
+from miniact.models import cache_root
 
 OVER = "No episode is running."
 _HELP = "help"
@@ -145,7 +145,7 @@ class ALFWorld:
 def _find_games(data: str) -> Path:
     """The folder that holds the tree; generates games into the cache when none is named."""
     if not data:
-        root = _cache_root() / "alfworld-games-1"
+        root = cache_root() / "alfworld-games-1"
         generate(root, _GENERATED, seed=0)
         return root
     root = Path(data).expanduser()

@@ -19,7 +19,7 @@ import filelock
 import numpy as np
 
 from miniact.errors import UserError
-from miniact.models import _cache_root
+from miniact.models import cache_root
 from miniact.runs import whole_folder, write_text
 
 HITS = 50  # results of a search, at most
@@ -67,7 +67,7 @@ def open_index(documents: Sequence[str]) -> Index:
 
     The cache knows an index by the documents' content. One that is damaged is built again.
     """
-    folder = _cache_root() / "webshop" / f"index-{_key(documents)}"
+    folder = cache_root() / "webshop" / f"index-{_key(documents)}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):
