@@ -131,18 +131,14 @@ def main() -> None:
     request = json.loads(sys.stdin.readline())
     work, side = Work(**request["work"]), request["side"]
     try:
-        tokens = (
-            8192
-            if side != "miniact"
-            else max(8192, work.prompt_tokens + work.group_size * work.completion_tokens)
-        )
+        longest = work.prompt_tokens + work.group_size * work.completion_tokens
         config = ModelConfig(
             path=work.model,
             backend=work.backend,
             adapter=work.adapter,
             rank=work.rank,
             alpha=2.0 * work.rank,
-            max_tokens_per_batch=tokens,
+            max_tokens_per_batch=max(8192, longest),
         )
         backend = resolve_backend(work.backend) if side == "miniact" else "torch"
         if backend == "mlx":

@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,7 +41,7 @@ from miniact.reflections import Reflection, experiences, make_reflections, read_
 from miniact.reflections import to_row as reflection_row
 from miniact.report import write_report
 from miniact.rollout import Episode, Tally
-from miniact.runs import RunFolder, StageLog, explain_full_disk, write_json, write_text
+from miniact.runs import RunFolder, StageLog, explain_full_disk, versions, write_json, write_text
 from miniact.stages import Stage
 from miniact.trajectories import (
     TrajectoryFile,
@@ -352,14 +351,8 @@ def _sample_questions(asked: list[Question], n: int, seed: int) -> list[Question
 
 def environment(config: Config) -> dict[str, Any]:
     """Versions, machine and command: what is needed to repeat a run."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
-        "versions": versions,
+        "versions": versions(PACKAGES),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),

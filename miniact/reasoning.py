@@ -26,14 +26,13 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from miniact.config import ModelConfig
 from miniact.errors import UserError
 from miniact.policy import load_policy
-from miniact.runs import write_json
+from miniact.runs import versions, write_json
 
 SUITES = {"math500": "minerva_math500", "gpqa_diamond": "gpqa_diamond_cot_zeroshot"}
 PACKAGES = ("lm_eval", "torch", "transformers", "peft", "datasets", "math_verify", "miniact")
@@ -82,20 +81,10 @@ def evaluate_reasoning(
             "seed": options.seed,
         },
         "seconds": round(time.monotonic() - start, 1),
-        "versions": _versions(),
+        "versions": versions(PACKAGES),
     }
     write_json(file, results)
     return results
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 # ---- tasks ---------------------------------------------------------------------------------

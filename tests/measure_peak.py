@@ -41,7 +41,7 @@ def main() -> None:
     else:
         groups = [Group(p, (Completion(tokens(C)),)) for p in prompts]
         groups, loss = weigh(groups, "dapo", C), cross_entropy
-    policy._checked = True  # the comparison with the plain layout is no part of a step
+    policy._checked.add("training")  # the comparison with the plain layout is no part of a step
     for _ in range(2):  # the optimizer's moments come with the first
         probe.reset_peak()
         policy.forward_backward(groups, loss)

@@ -281,6 +281,23 @@ def test_a_model_that_cannot_share_samples_again_the_other_way(folder, capsys):
     assert [s.tokens for g in mine for s in g] == [s.tokens for g in theirs for s in g]
 
 
+def test_training_is_checked_too_after_sampling_was_found_right(folder, monkeypatch, capsys):
+    """They are two ways to share a prompt: one of them may be wrong alone."""
+    from miniact.backends import torch_policy
+
+    policy = load(folder)
+    policy.sample(PROMPTS, 2, 4, 1.0, seed=0)
+    assert policy.shares_prompts
+    right = torch_policy.PackedRow.attend
+
+    def wrong(self, layer, q, k, v, scale):  # type: ignore[no-untyped-def]
+        return 0.5 * right(self, layer, q, k, v, scale)
+
+    monkeypatch.setattr(torch_policy.PackedRow, "attend", wrong)
+    policy.forward_backward(GROUPS, LOSS)
+    assert not policy.shares_prompts and "cannot share a prompt" in capsys.readouterr().err
+
+
 def test_tokens_are_drawn_as_often_as_they_are_likely(folder):
     from miniact.backends.torch_sample import draw
 

@@ -59,7 +59,7 @@ class TorchPolicy:
         self.shares_prompts = _can_share_prompts(self.causal_lm.config)
         if self.shares_prompts:
             use_shared_attention(self.causal_lm)
-        self._checked = False
+        self._checked: set[str] = set()  # of sampling and training
         self.reset_optimizer()
         if config.gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -120,11 +120,12 @@ class TorchPolicy:
             temperature,
             generator,
         )
-        if self.shares_prompts and not self._checked:
-            few = min(n, 2)  # answers to the first prompt
-            group = Group(tuple(prompts[0]), tuple(Completion(tuple(t)) for t in tokens[:few]))
+        longest = max(range(len(tokens)), key=lambda row: len(tokens[row]))
+        if self.shares_prompts and "sampling" not in self._checked and len(tokens[longest]) > 1:
+            answer = Completion(tuple(tokens[longest]))  # one token says nothing of the cache
+            group = Group(tuple(prompts[longest // n]), (answer,))
             plain = _joined(self._score([group], temperature or 1.0, shared=False))
-            self._compare(np.concatenate(logps[:few]), plain)
+            self._compare("sampling", np.asarray(logps[longest]), plain)
             if not self.shares_prompts:  # again, the other way
                 generator.set_state(before)
                 return self._sample_chunk(prompts, n, max_tokens, temperature, generator)
@@ -178,16 +179,16 @@ class TorchPolicy:
 
     def _sharing(self, groups: Sequence[Group]) -> bool:
         """Whether a prompt is shared by its answers; compared with the plain way on first use."""
-        if self.shares_prompts and not self._checked:
+        if self.shares_prompts and "training" not in self._checked:
             first = next(layouts(groups, self.budget, shared=True))
             chosen = [groups[i] for i in sorted({g for g, _ in first.order})]
             shared, plain = (self._score(chosen, 1.0, way) for way in (True, False))
-            self._compare(_joined(shared), _joined(plain))
+            self._compare("training", _joined(shared), _joined(plain))
         return self.shares_prompts
 
-    def _compare(self, shared: np.ndarray, plain: np.ndarray) -> None:
+    def _compare(self, what: str, shared: np.ndarray, plain: np.ndarray) -> None:
         """Are shared prompts exact for this architecture? If not, say so and never share again."""
-        self._checked = True
+        self._checked.add(what)
         error = float(np.abs(shared - plain).mean())  # bfloat16 alone can be off by 0.5 at a token
         if not error <= (1e-3 if self.dtype == torch.float32 else 0.2):
             self.shares_prompts = False
