@@ -101,12 +101,12 @@ def pairs(arguments, seed, backend, skip_bad_rows, trajectories, start, out):  #
     """Make contrastive pairs: sample what the model would have done instead of the expert."""
     from rich.console import Console
 
-    from miniact.pipeline import start_run
+    from miniact.pipeline import only_pairs
 
     given = {"model.start": start, "env.trajectories": trajectories}
     more = [f"{k}={v}" for k, v in given.items() if v]
     config = read_config(arguments, seed, backend, skip_bad_rows, *more)
-    start_run(config, out, Console(), only_pairs=True)
+    only_pairs(config, out, Console())
 
 
 @main.command("eval")

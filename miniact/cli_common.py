@@ -36,7 +36,8 @@ def friendly(command: Callable) -> Callable:
             sys.exit(2)
         except (Interrupted, KeyboardInterrupt):
             out = kwargs.get("out") or kwargs.get("resume")
-            where = f"; go on with: miniact run --resume {out}" if out else ""
+            same = "; the same command goes on" if "recipes" in kwargs else ""
+            where = same or (f"; go on with: miniact run --resume {out}" if out else "")
             click.echo(f"\nminiact: stopped{where}", err=True)
             sys.exit(130)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from miniact.cli_common import config_options, friendly, read_config
+from miniact.errors import UserError
 
 
 @click.command()
@@ -102,6 +103,46 @@ def alfworld_games(out, train, seen, unseen, seed):  # type: ignore[no-untyped-d
 
 
 @click.command()
+@config_options
+@click.option(
+    "--recipes",
+    default="default",
+    show_default=True,
+    help='For example "il; act,il,rl; long: il stage.il.steps=870"; default: the paper\'s rows.',
+)
+@click.option("--seeds", default="0-4", show_default=True, help="Ranges and numbers: 0-4, 0,2,7.")
+@click.option("--baseline", help="Row that the others are compared with (default: il).")
+@click.option("--budget", help="Cut steps, seeds and rows until it fits: 90s, 30m, 2h.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Comparison folder.")
+@click.option("--force", is_flag=True, help="Run even if the plan says that it cannot fit.")
+@friendly
+def compare(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    arguments, seed, backend, skip_bad_rows, recipes, seeds, baseline, budget, out, force
+):
+    """Compare recipes over seeds: common parts are run once, the same command goes on after a kill.
+
+    Ends with one table: mean ± std over seeds, 95 % intervals, differences to the baseline.
+    """
+    from rich.console import Console
+
+    from miniact.budget import fit, parse_budget
+    from miniact.compare import Comparison, check_all_fit, choose_baseline
+    from miniact.compare import compare as run_comparison
+    from miniact.recipes import parse_recipes, parse_seeds
+
+    if seed is not None:
+        raise UserError("--seed: a comparison has several; use --seeds")
+    config = read_config(arguments, None, backend, skip_bad_rows)
+    rows, numbers = parse_recipes(recipes, config), parse_seeds(seeds)
+    asked = Comparison(out, config, tuple(rows), tuple(numbers), choose_baseline(baseline, rows))
+    limit, console = parse_budget(budget) if budget else None, Console()
+    if limit is None:
+        asked.check()
+    check_all_fit(asked, console, force)
+    run_comparison(fit(asked, limit, console) if limit else asked, console)
+
+
+@click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="File (default: FOLDER/report.html).")
 @friendly
@@ -112,4 +153,14 @@ def report(folder, out):  # type: ignore[no-untyped-def]
     click.echo(write_html(folder, out))
 
 
-COMMANDS = [bench, plan, import_command, alfworld_games, report]
+@click.command()
+@click.argument("name", required=False)
+@friendly
+def reference(name):  # type: ignore[no-untyped-def]
+    """Explain every config key and every metric, or only NAME: a key, a section, a metric."""
+    from miniact.reference import describe, find, page
+
+    click.echo(describe(find(name)) if name else page(), nl=bool(name))
+
+
+COMMANDS = [bench, plan, import_command, alfworld_games, compare, report, reference]

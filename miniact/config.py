@@ -363,6 +363,17 @@ def to_dict(config: Any) -> dict:
     return dataclasses.asdict(config)
 
 
+def differing(before: dict, after: dict, where: str = "") -> list[str]:
+    """The keys, as section.key, in which two resolved configs differ."""
+    found = []
+    for name, value in after.items():
+        if isinstance(value, dict) and isinstance(before[name], dict) and name != "options":
+            found += differing(before[name], value, f"{where}{name}.")
+        elif before[name] != value:
+            found.append(where + name)
+    return found
+
+
 def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> Config:
     """Read a YAML file (None: all defaults), apply `section.key=value` overrides, check everything.
 
@@ -381,6 +392,18 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
         data = {} if data is None else data
         if not isinstance(data, dict):
             raise UserError(f"{path}: expected sections such as model: and env:, got {data!r:.60}")
+    try:
+        return _validate(_build(Config, _override(data, overrides), ""))
+    except UserError as error:
+        raise UserError(f"{path}: {error}" if path else str(error)) from None
+
+
+def with_overrides(config: Config, overrides: typing.Sequence[str]) -> Config:
+    """The same config with some `section.key=value` changed, checked again."""
+    return _validate(_build(Config, _override(to_dict(config), overrides), ""))
+
+
+def _override(data: dict, overrides: typing.Sequence[str]) -> dict:
     for override in overrides:
         name, sep, text = override.partition("=")
         if not sep:
@@ -397,7 +420,4 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
             node[last] = yaml.safe_load(text) if text else ""
         except (yaml.YAMLError, ValueError):
             node[last] = text
-    try:
-        return _validate(_build(Config, data, ""))
-    except UserError as error:
-        raise UserError(f"{path}: {error}" if path else str(error)) from None
+    return data

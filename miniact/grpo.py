@@ -146,7 +146,10 @@ def grpo_step(
     if config.beta == 0:  # with β > 0 a dead group still feels the KL term
         groups = [g for g in groups if is_live(g)]
     if groups:
-        metrics |= update(policy, [merge(g) for g in groups], config, lr)
+        trained = [merge(g) for g in groups]
+        metrics |= update(policy, trained, config, lr)
+        passes = config.updates + (config.beta > 0)
+        metrics["tokens"] += passes * sum(g.size for g in trained)
     return metrics, rollouts
 
 
@@ -190,6 +193,7 @@ def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "zero_variance": 1 - float(np.mean(live)),
         "all_correct": float(np.mean([all(c) for c in correct])),
         "all_wrong": float(np.mean([not any(c) for c in correct])),
+        "tokens": float(tokens + sum(len(r.prompt) for r in rollouts)),  # so far: sampling
         "reply_tokens": tokens / len(samples),
         "cut_off": float(np.mean([s.stop == "length" for s in samples])),
         "entropy": -sum(sum(s.logps) for s in samples) / tokens,  # estimate, nats per token

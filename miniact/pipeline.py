@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 from rich.console import Console
 
-from miniact.config import Config, load_config, to_dict
+from miniact.config import Config, differing, load_config, to_dict
 from miniact.envs import Env, make_env
 from miniact.envs.workers import WorkerEnv
 from miniact.errors import UserError
@@ -39,7 +39,7 @@ from miniact.progress import Bar
 from miniact.prompts import Prompter
 from miniact.reflections import Reflection, experiences, make_reflections, read_reflections
 from miniact.reflections import to_row as reflection_row
-from miniact.report import write_report
+from miniact.report import print_report, write_report
 from miniact.rollout import Episode, Tally
 from miniact.runs import RunFolder, StageLog, explain_full_disk, versions, write_json, write_text
 from miniact.stages import Stage
@@ -85,7 +85,7 @@ class Pipeline:
     def __init__(self, config: Config, run: RunFolder, console: Console) -> None:
         self.config, self.run, self.console = config, run, console
         self._envs: list[Env] = []
-        self.timings: dict[str, float] = {}
+        self.timings: dict[str, float] = dict(run.shared_seconds())
 
     def __enter__(self) -> Pipeline:
         return self
@@ -363,14 +363,20 @@ def environment(config: Config) -> dict[str, Any]:
     }
 
 
-def start_run(
-    config: Config, out: Path, console: Console, only_pairs: bool = False
-) -> dict[str, Any]:
-    """Run a config in a new folder, or go on in one that holds the same config."""
+def write_config(config: Config, out: Path) -> None:
+    write_text(
+        out / "config.yaml",
+        yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True),
+    )
+    write_json(out / "environment.json", environment(config))
+
+
+@contextmanager
+def opened(config: Config, out: Path, console: Console) -> Iterator[Pipeline]:
+    """The pipeline of a new run folder, or of one that holds the same config."""
     saved = out / "config.yaml"
     if saved.is_file():
-        before = to_dict(load_config(saved))
-        changed = [k for k, v in to_dict(config).items() if before[k] != v]
+        changed = differing(to_dict(load_config(saved)), to_dict(config))
         if changed:
             raise UserError(
                 f"{out}: holds a run whose {changed[0]!r} differs; choose another --out, or go on "
@@ -378,16 +384,31 @@ def start_run(
             )
     with RunFolder(out) as run, Pipeline(config, run, console) as pipeline:
         if not saved.is_file():
-            write_text(saved, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
-            write_json(out / "environment.json", environment(config))
-        if only_pairs:
-            pipeline.pairs(pipeline.trajectories())
-            console.print(f"pairs: {out / 'pairs.jsonl'}", highlight=False)
-            return {}
+            write_config(config, out)
+        yield pipeline
+
+
+def run_recipe(config: Config, out: Path, console: Console) -> dict[str, Any]:
+    """Run a config's recipe in a new folder, or go on with it; returns what results.json holds."""
+    with opened(config, out, console) as pipeline:
         results = pipeline.recipe()
         with explain_full_disk(out):
-            write_report(out, results, console)
+            write_report(out, results)
         return results
+
+
+def start_run(config: Config, out: Path, console: Console) -> dict[str, Any]:
+    """The same for people: ends with the table of results."""
+    results = run_recipe(config, out, console)
+    print_report(out, console)
+    return results
+
+
+def only_pairs(config: Config, out: Path, console: Console) -> None:
+    """Collect trajectories and make pairs, nothing else."""
+    with opened(config, out, console) as pipeline:
+        pipeline.pairs(pipeline.trajectories())
+        console.print(f"pairs: {out / 'pairs.jsonl'}", highlight=False)
 
 
 def resume_run(out: Path, console: Console) -> dict[str, Any]:

@@ -67,8 +67,8 @@ def results_table(results: dict[str, Any]) -> Table:
     return table
 
 
-def write_report(folder: Path, outcome: dict[str, Any], console: Console) -> None:
-    """Write results.json, results.txt and curves.png; print the table and where everything is."""
+def write_report(folder: Path, outcome: dict[str, Any]) -> None:
+    """Write results.json, results.txt and curves.png."""
     if (folder / "results.json").is_file():  # keep the timings of the parts that ran before
         before = json.loads((folder / "results.json").read_text()).get("seconds", {})
         outcome = {**outcome, "seconds": {**before, **outcome["seconds"]}}
@@ -78,8 +78,13 @@ def write_report(folder: Path, outcome: dict[str, Any], console: Console) -> Non
     plain.print(table)
     write_text(folder / "results.txt", plain.export_text())
     draw_curves(folder, outcome["results"])
+
+
+def print_report(folder: Path, console: Console) -> None:
+    """Print the table of results.json and where everything is."""
+    outcome = json.loads((folder / "results.json").read_text())
     console.print()
-    console.print(table)
+    console.print(results_table(outcome["results"]))
     spent = ", ".join(f"{k} {v:.0f} s" for k, v in outcome["seconds"].items())
     console.print(f"\ntime: {spent}", highlight=False, soft_wrap=True)
     console.print(f"run folder: {folder}  (results.json, curves.png, metrics.jsonl, samples/)")
@@ -93,6 +98,20 @@ def read_metrics(folder: Path) -> dict[str, list[dict[str, Any]]]:
         row = json.loads(line)
         stages.setdefault(row["stage"], []).append(row)
     return stages
+
+
+def training_cost(metrics: dict[str, list[dict[str, Any]]], stages: Any) -> tuple[int, int]:
+    """(optimizer steps, tokens that passed the model) of all training steps in metrics.jsonl.
+
+    stages: the config's section `stage`. A GRPO step without a live group updates nothing.
+    """
+    steps = tokens = 0
+    for stage, logged in metrics.items():
+        updates = (stages.get(stage.partition("-")[2]) or {}).get("updates", 1)
+        steps += updates * sum("grad_norm" in row for row in logged)
+        counted = (row.get("tokens") for row in logged)
+        tokens += sum(int(n) for n in counted if isinstance(n, (int, float)))
+    return steps, tokens
 
 
 def draw_curves(folder: Path, results: dict[str, Any]) -> None:
@@ -162,5 +181,6 @@ def _draw_results(axis: Any, results: dict[str, Any]) -> None:
     axis.set_ylim(0, 100)
     axis.set_ylabel("%, held out, 95 % interval")
     axis.set_title("after each stage")
-    axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    if shown:
+        axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axis.grid(alpha=0.2)

@@ -24,6 +24,7 @@ from typing import Any
 
 from miniact.errors import UserError
 from miniact.report import rows as rate_paths
+from miniact.report import training_cost
 from miniact.report_folder import Run, read_folder
 from miniact.report_samples import Samples
 from miniact.runs import write_text
@@ -123,16 +124,6 @@ def curves(group: list[Run]) -> list[dict[str, Any]]:
     return found
 
 
-def reply_tokens(run: Run) -> float:
-    """Tokens of replies that a run imitated or sampled in training."""
-    total = 0.0
-    for stage, rows in run.metrics.items():
-        config = (run.config.get("stage") or {}).get(stage.partition("-")[2]) or {}
-        answers = config.get("batch", 0) * config.get("group_size", 1)
-        total += sum(r.get("tokens") or (r.get("reply_tokens") or 0) * answers for r in rows)
-    return total
-
-
 def recipe_rows(runs: list[Run], comparison: dict[str, Any] | None) -> list[dict[str, Any]]:
     """One row per recipe: its evaluations, its curves, its cost and, if compared, its row."""
     paths = rate_paths(runs[0].results)
@@ -140,7 +131,7 @@ def recipe_rows(runs: list[Run], comparison: dict[str, Any] | None) -> list[dict
     for number, (name, group) in enumerate(by_recipe(runs).items()):
         parts = dict.fromkeys(part for run in group for part in run.seconds)
         row = comparison["rows"][number] if comparison else {}
-        steps = [sum(map(len, run.metrics.values())) for run in group]
+        costs = [training_cost(run.metrics, run.config.get("stage") or {}) for run in group]
         found.append({
             "name": name,
             "label": group[0].label,
@@ -150,8 +141,8 @@ def recipe_rows(runs: list[Run], comparison: dict[str, Any] | None) -> list[dict
             "seconds": {
                 p: sum(run.seconds.get(p, 0) for run in group) / len(group) for p in parts
             },
-            "steps": row.get("steps", sum(steps) / len(steps)),
-            "tokens": row.get("tokens", sum(map(reply_tokens, group)) / len(group)),
+            "steps": row.get("steps", sum(steps for steps, _ in costs) / len(costs)),
+            "tokens": row.get("tokens", sum(tokens for _, tokens in costs) / len(costs)),
             "compared": {k.strip(): v for k, v in (row.get("metrics") or {}).items()},
             "difference": {k.strip(): v for k, v in (row.get("difference") or {}).items()},
         })  # fmt: skip

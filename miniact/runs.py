@@ -146,6 +146,11 @@ class RunFolder:
         self.stopper.__exit__(*exc)
         self._lock.release()
 
+    def shared_seconds(self) -> dict[str, float]:
+        """What the parts took that another run of a comparison did (see compare.py)."""
+        file = self.path / "shared.json"
+        return json.loads(file.read_text())["seconds"] if file.is_file() else {}
+
     def stage(self, number: int, name: str) -> Path:
         return self.path / "stages" / f"{number}-{name}"
 

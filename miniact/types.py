@@ -99,3 +99,8 @@ class Group:
 
     prompt: tuple[int, ...]
     completions: tuple[Completion, ...]
+
+    @property
+    def size(self) -> int:
+        """P + Σ|y|: the tokens that pass the model when the prompt is computed once."""
+        return len(self.prompt) + sum(len(c.tokens) for c in self.completions)

@@ -142,7 +142,8 @@ def numbers(kind: str, step: int, seed: int) -> dict[str, float]:
     if kind == "il":
         return {"loss": 1 / (step + 1) + seed, "grad_norm": 0.1, "tokens": 50}
     shares = {"reward": 0.5, "correct": step / 50 + seed / 10, "valid": 1.0, "zero_variance": 0.25}
-    return {**shares, "all_correct": 0.2, "all_wrong": 0.05, "reply_tokens": 8.0, "cut_off": 0.1}
+    shares |= {"all_correct": 0.2, "all_wrong": 0.05, "reply_tokens": 8.0, "cut_off": 0.1}
+    return {**shares, "tokens": 700, **({"grad_norm": 0.1} if step % 2 else {})}
 
 
 def make_comparison(folder: Path, recipes: dict[str, str], extra: str = "") -> Path:
@@ -245,8 +246,8 @@ def test_a_run_is_a_comparison_of_one(run_folder, tmp_path):
     data = data_of(write_html(run_folder, tmp_path / "r.html"))
     results = json.loads((run_folder / "results.json").read_text())["results"]
     (recipe,) = data["recipes"]
-    assert recipe["label"] == "il → act → rl" and recipe["steps"] == 72
-    assert recipe["tokens"] == 24 * 50 + 2 * 24 * 8 * (16 * 8)  # batch × group_size answers a step
+    assert recipe["label"] == "il → act → rl" and recipe["steps"] == 24 + 2 * 12  # those that updated
+    assert recipe["tokens"] == 24 * 50 + 2 * 24 * 700
     for measured, stage in zip(recipe["evaluations"], results, strict=True):
         rates = measured["rates"]["success, ood"]
         source = results[stage]["splits"]["ood"]["success"]

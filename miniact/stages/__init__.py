@@ -73,6 +73,6 @@ def imitate(stage: Stage, step: int, examples: Sequence[Example]) -> None:
     metrics = stage.policy.forward_backward(weigh(groups, "dapo", 0), cross_entropy)
     lr = learning_rate(config, step)
     metrics["grad_norm"] = stage.policy.optim_step(lr, config.max_grad_norm)
-    metrics |= {"lr": lr, "tokens": sum(len(reply) for _, reply in examples)}
+    metrics |= {"lr": lr, "tokens": sum(g.size for g in groups)}
     metrics["dropped_turns"] = sum(prompt.dropped for prompt, _ in examples)
     stage.log.write(step, metrics)

@@ -38,6 +38,7 @@ def run(stage: Stage) -> None:
         stage.policy.forward_backward(weighted, cross_entropy)
         lr = learning_rate(config, step)
         metrics["grad_norm"] = stage.policy.optim_step(lr, config.max_grad_norm)
+        metrics["tokens"] = 3 * sum(g.size for g in groups)  # scored twice, trained once
         stage.log.write(step, {**metrics, "lr": lr, "dropped_turns": dropped})
 
 

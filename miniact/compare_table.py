@@ -1,0 +1,191 @@
+"""The table of a comparison: mean ± std over seeds, 95 % intervals, paired differences.
+
+Over the n seeds of a recipe, with t the 97.5 % quantile of Student's distribution, n − 1 degrees:
+
+    mean ± std,   interval mean ± t·std/√n,   difference: the same of (x_seed − baseline_seed)
+
+A seed fixes tasks, held-out states, pairs and the fresh adapter, so differences within a seed are
+free of what the seeds differ in. The intervals are over seeds, and assume that means are normal.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from miniact.report import read_metrics, training_cost
+from miniact.report import rows as rate_paths
+from miniact.report_folder import Run, read_run
+from miniact.runs import write_json, write_text
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (n − 1) and 95 % t interval; None where one value says nothing.
+
+    >>> found = summary([0.1, 0.2, 0.3])
+    >>> [round(found[k], 3) for k in ("mean", "std", "low", "high")]
+    [0.2, 0.1, -0.048, 0.448]
+    """
+    n, mean = len(values), statistics.fmean(values)
+    if n < 2:
+        return {"mean": mean, "std": None, "low": None, "high": None, "n": n}
+    from scipy.stats import t
+
+    std = statistics.stdev(values)
+    half = float(t.ppf(0.975, n - 1)) * std / math.sqrt(n)
+    return {"mean": mean, "std": std, "low": mean - half, "high": mean + half, "n": n}
+
+
+def within(found: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a share: no interval reaches under 0 or over 1."""
+    if found["low"] is None:
+        return found
+    return {**found, "low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
+
+
+def measured(run: Run) -> dict[str, float]:
+    """Every rate of a run's last evaluation, by the label of its table row."""
+    last = run.results[list(run.results)[-1]]
+    found = {}
+    for label, path in rate_paths(run.results).items():
+        value: Any = last
+        for part in path:
+            value = value[part]
+        if value["value"] is not None:
+            found[label] = value["value"]
+    for split, result in last.get("splits", {}).items():
+        if result["score"] is not None:
+            found[f"mean score, {split}"] = result["score"]
+    return found
+
+
+def build(
+    folder: Path, labels: dict[str, str], seeds: Sequence[int], baseline: str
+) -> dict[str, Any]:
+    """comparison.json of finished runs. labels: recipe name → what people read.
+
+    If the baseline itself is not among them, there are no differences.
+    """
+    runs = {
+        name: [read_run(folder / "runs" / name / f"seed{s}", [], name, s) for s in seeds]
+        for name in labels
+    }
+    values = {name: [measured(run) for run in group] for name, group in runs.items()}
+    rows = []
+    for name, group in runs.items():
+        costs = [training_cost(read_metrics(r.path), r.config["stage"]) for r in group]
+        known = [label for label in values[name][0] if all(label in v for v in values[name])]
+        metrics = {}
+        for label in known:
+            over_seeds = [v[label] for v in values[name]]
+            metrics[label] = {**within(summary(over_seeds)), "seeds": over_seeds}
+        difference = {}
+        if name != baseline and baseline in runs:
+            for label in known:
+                if all(label in v for v in values[baseline]):
+                    pairs = zip(values[name], values[baseline])
+                    difference[label] = summary([mine[label] - base[label] for mine, base in pairs])
+        rows.append({
+            "recipe": name,
+            "label": labels[name],
+            "steps": statistics.fmean(steps for steps, _ in costs),
+            "tokens": statistics.fmean(tokens for _, tokens in costs),
+            "metrics": metrics,
+            "difference": difference,
+        })  # fmt: skip
+    return {"recipes": list(labels), "seeds": list(seeds), "baseline": baseline, "rows": rows}
+
+
+def columns(comparison: dict[str, Any]) -> list[str]:
+    """The metrics that the table shows; comparison.json has them all."""
+    labels = dict.fromkeys(label for row in comparison["rows"] for label in row["metrics"])
+    shown = [x for x in labels if not x.startswith("  ") or x.strip() == "right, given valid"]
+    scores = [x for x in shown if x.startswith("mean score")]
+    for label in scores:  # where reward is all or nothing, the mean score is the success rate
+        success = label.replace("mean score", "success")
+        means = [(r["metrics"].get(label), r["metrics"].get(success)) for r in comparison["rows"]]
+        if all(a and b and a["seeds"] == b["seeds"] for a, b in means):
+            shown.remove(label)
+    return shown
+
+
+def _percent(value: float, sign: bool = False) -> str:
+    text = f"{100 * value:+.1f}" if sign else f"{100 * value:.1f}"
+    return text.replace("-", "−")
+
+
+def _interval(found: dict[str, Any], sign: bool = False) -> str:
+    if found["low"] is None:
+        return ""
+    low, high = (_percent(found[end], sign) for end in ("low", "high"))
+    return f"[{low}, {high}]"
+
+
+def cell(row: dict[str, Any], label: str) -> list[str]:
+    """`mean ± std`, `[interval]` and `Δ difference [interval]`, in percent and points."""
+    found, change = row["metrics"].get(label), row["difference"].get(label)
+    if found is None:
+        return ["–"]
+    lines = [_percent(found["mean"])]
+    if found["std"] is not None:
+        lines = [f"{lines[0]} ± {_percent(found['std'])}", _interval(found)]
+    if change is not None:
+        shown = _percent(change["mean"], sign=True)
+        lines.append(f"Δ {shown} {_interval(change, sign=True)}".rstrip())
+    return lines
+
+
+def _count(n: float) -> str:
+    return f"{n / 1e6:.2f} M" if n >= 1e6 else f"{n / 1e3:.0f} k" if n >= 1e4 else f"{n:.0f}"
+
+
+def markdown(comparison: dict[str, Any]) -> str:
+    """The table for a README."""
+    shown = columns(comparison)
+    lines = [
+        "| recipe | steps | tokens | " + " | ".join(label.strip() for label in shown) + " |",
+        "|---|---:|---:|" + "---|" * len(shown),
+    ]
+    for row in comparison["rows"]:
+        name = row["label"] + (" (baseline)" if row["recipe"] == comparison["baseline"] else "")
+        cells = ("<br>".join(cell(row, label)) for label in shown)
+        lines.append(
+            f"| {name} | {row['steps']:.0f} | {_count(row['tokens'])} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def describe(comparison: dict[str, Any]) -> str:
+    """What the cells mean, in one sentence or two."""
+    seeds = ", ".join(map(str, comparison["seeds"]))
+    return (
+        f"%, held out; mean ± std over seeds {seeds}, in brackets the 95 % t interval; Δ: paired "
+        f"difference to {comparison['baseline']} in points. Steps are optimizer steps, tokens "
+        "those that passed the model in training."
+    )
+
+
+def write_comparison(folder: Path, comparison: dict[str, Any]) -> None:
+    write_json(folder / "comparison.json", comparison)
+    write_text(folder / "comparison.md", f"{markdown(comparison)}\n{describe(comparison)}\n")
+
+
+def print_comparison(comparison: dict[str, Any], console: Console) -> None:
+    shown = columns(comparison)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("recipe", "steps", "tokens"):
+        table.add_column(name, justify="left" if name == "recipe" else "right", no_wrap=True)
+    for label in shown:
+        table.add_column(label.strip(), no_wrap=True)
+    for row in comparison["rows"]:
+        cells = ("\n".join(cell(row, label)) for label in shown)
+        table.add_row(row["label"], f"{row['steps']:.0f}", _count(row["tokens"]), *cells)
+    console.print()
+    console.print(table, width=max(console.width, 40 + 24 * len(shown)), crop=False)
+    console.print(describe(comparison), style="dim", highlight=False, soft_wrap=True)
