@@ -29,6 +29,7 @@ from miniact.config import load_config, with_overrides
 from miniact.errors import UserError
 from miniact.pipeline import start_run
 from miniact.recipes import default_recipes, parse_recipe, parse_recipes, parse_seeds
+from miniact.report import training_cost
 from miniact.report_html import write_html
 
 SMALL = [
@@ -224,7 +225,9 @@ def test_the_table_is_computed_from_the_runs(finished):
     assert found["mean"] == pytest.approx(np.mean(mine))
     assert found["std"] == pytest.approx(np.std(mine, ddof=1))
     difference = rows["il-rl"]["difference"]["next action"]
-    assert difference["mean"] == pytest.approx(np.mean(np.subtract(mine, theirs)))
+    change = np.subtract(mine, theirs)
+    assert difference["mean"] == pytest.approx(np.mean(change))
+    assert difference["std"] == pytest.approx(np.std(change, ddof=1))  # of pairs
     assert rows["il"]["difference"] == {}
 
     for name, row in rows.items():
@@ -235,6 +238,12 @@ def test_the_table_is_computed_from_the_runs(finished):
     assert rows["base"]["steps"] == 0 and rows["il"]["steps"] == 4
     assert "il → act → rl" in printed and "95 % t interval" in printed
     assert (folder / "comparison.md").read_text().startswith(markdown(table))
+
+
+def test_steps_are_optimizer_steps():
+    live, dead = {"tokens": 10, "grad_norm": 0.1}, {"tokens": 4}
+    metrics = {"1-il": [live, live], "2-act": [live, dead, live]}
+    assert training_cost(metrics, {"il": {}, "act": {"updates": 3}}) == (2 + 2 * 3, 44)
 
 
 def test_intervals_are_those_of_students_t():
@@ -334,16 +343,16 @@ def test_every_row_of_the_paper_gets_its_line(tokenizer, monkeypatch, tmp_path):
     options = ["prompt.form=tags", "prompt.max_tokens=6000", "model.max_tokens_per_batch=7000"]
     options += [f"stage.{s}.steps=2" for s in ("choice_sft", "dpo", "reflect")]
     options += [f"stage.{s}.batch=2" for s in ("choice_sft", "dpo", "reflect")]
-    comparison = plan(tmp_path, "default", "0-1", *options, "stage.act.thinking=true")
+    comparison = plan(tmp_path, "default", "3", *options, "stage.act.thinking=true")
     run(comparison)
     table = json.loads((tmp_path / "comparison.json").read_text())
     assert len(table["rows"]) == 16 and table["recipes"] == [r.name for r in comparison.recipes]
     for row in table["rows"]:
-        assert row["metrics"]["judgement"]["n"] == 2
+        assert row["metrics"]["judgement"]["n"] == 1
         assert (row["tokens"] > 0) == (not row["recipe"].startswith("base"))
-    flipped = load_config(tmp_path / "runs" / "base-thinking" / "seed0" / "config.yaml")
+    flipped = load_config(tmp_path / "runs" / "base-thinking" / "seed3" / "config.yaml")
     assert flipped.eval.thinking
-    silent = load_config(tmp_path / "runs" / "act-no-reasoning-il-rl" / "seed1" / "config.yaml")
+    silent = load_config(tmp_path / "runs" / "act-no-reasoning-il-rl" / "seed3" / "config.yaml")
     assert not silent.stage.act.thinking and silent.recipe == ["act", "il", "rl"]
 
 

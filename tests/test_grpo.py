@@ -254,6 +254,21 @@ def test_without_any_signal_nothing_is_learned():
     assert metrics["live_groups"] == 0 and metrics["reward"] == 0.5
 
 
+@pytest.mark.parametrize(
+    ("right", "config", "tokens"),
+    [
+        ({2: 1}, {}, (1 + 4 * 2) + (1 + 2 * 2)),  # sampled, then trained: two different answers
+        ({2: 1}, {"updates": 3}, 9 + 3 * 5),
+        ({2: 1}, {"updates": 3, "beta": 0.1}, 9 + 4 * 5),  # scored by the reference as well
+        ({2: 1, 3: 4}, {}, 9 + (1 + 4 * 3) + 5),  # a dead group is sampled and not trained
+        ({2: 0}, {}, 9),
+    ],
+)
+def test_all_tokens_that_pass_the_model_are_counted(right, config, tokens):
+    _, metrics, _ = run_step(right, **config)
+    assert metrics["tokens"] == tokens
+
+
 def test_several_updates_on_one_sampled_batch():
     policy, _, _ = run_step({2: 1}, updates=3)
     assert len(policy.learned) == len(policy.steps) == 3

@@ -55,6 +55,8 @@ def test_il_trains_exactly_the_reply_and_its_end(world, tokenizer):
     # one epoch of six states in three batches of two: each state once
     assert len({g.prompt for g in result.policy.trained}) == 6
     batch = result.policy.trained[:2]
+    sizes = [len(g.prompt) + len(g.completions[0].tokens) for g in batch]
+    assert result.rows[0]["tokens"] == sum(sizes)
     total = sum(len(c.tokens) for g in batch for c in g.completions)
     assert all(c.weight == pytest.approx(1 / total) for g in batch for c in g.completions)
 

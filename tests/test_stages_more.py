@@ -118,6 +118,9 @@ def test_dpo_pulls_the_expert_up_and_the_alternative_down(world, tokenizer):
         assert "What is the best next action?" in tokenizer.decode(group.prompt)
     for row in result.rows:
         assert row["loss"] == pytest.approx(np.log(2)) and row["margin"] == 0
+    batch = result.policy.trained[:3]
+    once = sum(len(g.prompt) + sum(len(c.tokens) for c in g.completions) for g in batch)
+    assert result.rows[0]["tokens"] == 3 * once  # scored now and before, trained
 
 
 # ---- n-way questions ---------------------------------------------------------------------------
