@@ -28,7 +28,14 @@ from miniact.errors import UserError
 from miniact.pipeline import environment, run_recipe, write_config
 from miniact.plan import check_fits
 from miniact.recipes import Recipe
-from miniact.runs import drop_lines, explain_full_disk, whole_folder, write_json, write_text
+from miniact.runs import (
+    drop_lines,
+    explain_full_disk,
+    locked,
+    whole_folder,
+    write_json,
+    write_text,
+)
 
 DATA = ("seed", "model", "prompt", "env", "pairs")  # sections that trajectories and pairs depend on
 DATA_FILES = ("trajectories.jsonl", "pairs.jsonl", "pairs.counts.json")
@@ -194,24 +201,36 @@ class Comparison:
         return self.folder / "runs" / name / f"seed{seed}"
 
     def run(self, console: Console) -> dict[str, dict[int, str]]:
-        """Run whatever is not done. Returns what failed: recipe → seed → why; the rest goes on."""
+        """Run whatever is not done. Returns what failed: recipe → seed → why; the rest goes on.
+
+        Other processes may work on other seeds in the same folder meanwhile.
+        """
         failed: dict[str, dict[int, str]] = {}
-        number, total = 0, len(self.seeds) * len(self.recipes)
         for seed in self.seeds:
-            for recipe, config in zip(self.recipes, self.configs(seed).values()):
-                number += 1
-                out = self.path(recipe.name, seed)
-                if (out / "results.json").is_file():
-                    continue
-                try:
-                    taken = "" if out.exists() else begin(config, out, siblings(self.folder, seed))
-                    shown = f"; begins with {taken}" if taken else ""
-                    console.rule(f"{number}/{total}: {recipe.label}, seed {seed}{shown}")
-                    run_recipe(config, out, console)
-                except UserError as error:
-                    failed.setdefault(recipe.name, {})[seed] = str(error)
-                    console.print(f"failed: {error}", style="bold", highlight=False, markup=False)
+            busy = (
+                f"{self.folder}: another miniact compares seed {seed} in this folder; wait for it, "
+                "or take other --seeds"
+            )
+            with locked(self.folder / f".seed{seed}.lock", busy):
+                for recipe, config in zip(self.recipes, self.configs(seed).values()):
+                    try:
+                        self._run_one(recipe, config, console)
+                    except UserError as error:
+                        failed.setdefault(recipe.name, {})[seed] = str(error)
+                        console.print(f"failed: {error}", highlight=False, markup=False)
         return failed
+
+    def _run_one(self, recipe: Recipe, config: Config, console: Console) -> None:
+        out = self.path(recipe.name, config.seed)
+        if (out / "results.json").is_file():
+            return
+        known = siblings(self.folder, config.seed)
+        taken = "" if out.exists() else begin(config, out, known)
+        number = 1 + self.seeds.index(config.seed) * len(self.recipes) + self.recipes.index(recipe)
+        shown = f"; begins with {taken}" if taken else ""
+        total = len(self.seeds) * len(self.recipes)
+        console.rule(f"{number}/{total}: {recipe.label}, seed {config.seed}{shown}")
+        run_recipe(config, out, console)
 
 
 def choose_baseline(name: str | None, recipes: Sequence[Recipe]) -> str:

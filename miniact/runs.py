@@ -122,29 +122,42 @@ class Stopper:
             raise Interrupted
 
 
+@contextlib.contextmanager
+def locked(file: Path, busy: str) -> Iterator[None]:
+    """Keep other processes out as long as it is open; UserError `busy` if one is in there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(busy) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class RunFolder:
     """One run's folder, locked against a second writer while it is open."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(path / ".lock")
+        self._lock = locked(
+            path / ".lock",
+            f"{path}: another miniact is writing to this run folder; wait for it, or choose "
+            "another --out",
+        )
         self.stopper = Stopper()
 
     def __enter__(self) -> RunFolder:
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise UserError(
-                f"{self.path}: another miniact is writing to this run folder; wait for it, or "
-                "choose another --out"
-            ) from None
+        self._lock.__enter__()
         self.stopper.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.stopper.__exit__(*exc)
-        self._lock.release()
+        self._lock.__exit__(None, None, None)
 
     def shared_seconds(self) -> dict[str, float]:
         """What the parts took that another run of a comparison did (see compare.py)."""

@@ -31,6 +31,7 @@ from miniact.pipeline import start_run
 from miniact.recipes import default_recipes, parse_recipe, parse_recipes, parse_seeds
 from miniact.report import training_cost
 from miniact.report_html import write_html
+from miniact.runs import locked
 
 SMALL = [
     *("stage.il.steps=4", "stage.act.steps=3", "stage.rl.steps=2"),
@@ -173,9 +174,9 @@ def test_doing_it_again_does_nothing_and_more_rows_and_seeds_go_on(finished, tmp
 def test_killed_at_any_moment_it_goes_on_to_the_same_table(finished, tmp_path):
     folder, _ = finished
     command = [sys.executable, "-m", "miniact.cli", "compare", "household", *SMALL]
-    command += ["--recipes", RECIPES, "--seeds", "0-1", "--out", str(tmp_path / "cmp")]
+    command += ["--recipes", "il; il,act; il,rl", "--seeds", "0", "--out", str(tmp_path)]
     kills = 0
-    for seconds in (7, 9, 11):
+    for seconds in (6, 8, 10):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             process.wait(timeout=seconds)
@@ -186,8 +187,10 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_table(finished, tmp_path):
     assert kills
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-    mine, other = ((f / "comparison.json").read_text() for f in (tmp_path / "cmp", folder))
-    assert mine == other
+    labels = {"il": "il", "il-act": "il → act", "il-rl": "il → rl"}
+    assert json.loads((tmp_path / "comparison.json").read_text()) == build(
+        folder, labels, [0], "il"
+    )
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path):
@@ -418,6 +421,15 @@ def test_a_run_of_another_config_among_the_runs_is_refused(tmp_path):
     start_run(config_of("recipe=il", "stage.il.lr=0.7"), tmp_path / "runs/il/seed0", quiet())
     with pytest.raises(UserError, match=r"was run with another 'stage.il.lr'"):
         run(plan(tmp_path, "il"))
+
+
+def test_two_processes_share_a_folder_but_no_seed(finished):
+    folder, _ = finished
+    with locked(folder / ".seed1.lock", ""):
+        run(plan(folder, "il", "0"))
+        with pytest.raises(UserError, match="another miniact compares seed 1 in this folder"):
+            run(plan(folder, "il", "0-1"))
+    run(plan(folder, RECIPES, "0-1"))
 
 
 def test_a_row_that_fails_does_not_take_the_others_with_it(tmp_path):
