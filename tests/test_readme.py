@@ -1,7 +1,8 @@
-"""The README does not drift: its commands, its file map, its names and its links are checked."""
+"""README and docs do not drift: commands, file map, names, links and measured tables."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,10 +11,18 @@ import click
 import pytest
 
 from miniact.cli import main
+from miniact.compare_table import describe, markdown
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^(?:.*&& )?miniact +([a-z].*?)(?:  +#.*)?$", TEXT, re.MULTILINE)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NEW = "extending.md"  # names what its reader adds; test_extending.py runs it
+ALL = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != NEW)
+COMMANDS = re.findall(
+    r"^(?:.*&& |[A-Z_]+=\S+ )?miniact +([a-z].*?)(?:  +#.*)?$",
+    re.sub(r"\\\n *", "", ALL),  # a line that goes on
+    re.MULTILINE,
+)
 
 
 def test_there_are_commands():
@@ -22,7 +31,7 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("line", sorted(set(COMMANDS)))
 def test_every_command_of_the_readme_is_understood(line):
-    name, *arguments = shlex.split(line.partition(" | ")[0], comments=True)
+    name, *arguments = shlex.split(re.split(r" [|>] ", line)[0], comments=True)
     command = main.commands[name]
     with click.Context(main) as parent:
         command.make_context(name, arguments, parent=parent)
@@ -43,5 +52,20 @@ def test_every_function_that_it_names_exists():
 
 
 def test_files_that_it_names_exist():
-    for name in re.findall(r"`((?:tiny_configs|tutorials|tests|miniact)/[\w./-]+\.\w+)`", TEXT):
+    for name in re.findall(r"`((?:tiny_configs|tutorials|tests|miniact)/[\w./-]+\.\w+)`", ALL):
         assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r'(?<!\\)\]\(([^)\s]+)\)|src="([^"]+)"', text):
+        name = "".join(target).partition("#")[0]
+        if name and not name.startswith("http"):
+            assert (page.parent / name).exists(), f"{page.name}: {name}"
+
+
+def test_the_results_are_those_of_the_comparison():
+    measured = json.loads((ROOT / "docs" / "household" / "comparison.json").read_text())
+    assert len(measured["seeds"]) >= 5
+    assert markdown(measured) in TEXT and describe(measured) in TEXT.replace("\n", " ")
