@@ -155,12 +155,24 @@ def report(folder, out):  # type: ignore[no-untyped-def]
 
 @click.command()
 @click.argument("name", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="Write it to this file instead.")
 @friendly
-def reference(name):  # type: ignore[no-untyped-def]
+def reference(name, out):  # type: ignore[no-untyped-def]
     """Explain every config key and every metric, or only NAME: a key, a section, a metric."""
     from miniact.reference import describe, find, page
 
-    click.echo(describe(find(name)) if name else page(), nl=bool(name))
+    text = describe(find(name)) if name else page()
+    if out:
+        from miniact.runs import write_text
+
+        try:
+            write_text(out, text)
+        except OSError as error:
+            raise UserError(
+                f"{out}: cannot be written ({error.strerror}); choose another --out"
+            ) from None
+    else:
+        click.echo(text, nl=False)
 
 
 COMMANDS = [bench, plan, import_command, alfworld_games, compare, report, reference]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from rich.console import Console
 from miniact.budget import Size, Speed, choose, describe_cuts, fit, parse_budget, sizes
 from miniact.cli import main
 from miniact.cli_common import find_config
-from miniact.compare import Comparison, choose_baseline, common_stages, compare
+from miniact.compare import Comparison, choose_baseline, common_stages, compare, done_stages
 from miniact.compare_table import build, cell, columns, markdown, summary
 from miniact.config import load_config, with_overrides
 from miniact.errors import UserError
@@ -154,6 +155,23 @@ def test_rows_that_are_measured_otherwise_share_data_only(tmp_path):
     assert len(re.findall(r"^eval base: .*minute", printed, re.M)) == 2
     first, second = (tmp_path / "runs" / name / "seed0" / "pairs.jsonl" for name in ("base", "hot"))
     assert first.stat().st_ino == second.stat().st_ino
+
+
+def test_only_the_common_part_is_taken(tmp_path):
+    run(plan(tmp_path, "il,act; il,rl"))
+    ours = tmp_path / "runs" / "il-rl" / "seed0"
+    assert {row["stage"] for row in logged(ours)} == {"1-il", "2-rl"}
+    assert len(logged(ours)) == 4 + 2
+    assert sorted(p.name for p in (ours / "stages").iterdir()) == ["0-base", "1-il", "2-rl"]
+    assert [p.name for p in (ours / "samples").iterdir()] == ["2-rl.jsonl"]
+    assert sorted(p.name for p in (ours / "tensorboard").iterdir()) == ["1-il", "2-rl"]
+    # a stage that was trained and not evaluated is not taken
+    shutil.copytree(ours, tmp_path / "half")
+    assert done_stages(tmp_path / "half", config_of("recipe=il,rl")) == 2
+    (tmp_path / "half" / "stages" / "2-rl" / "eval.json").unlink()
+    assert done_stages(tmp_path / "half", config_of("recipe=il,rl")) == 1
+    shutil.rmtree(tmp_path / "half" / "stages" / "1-il" / "adapter")
+    assert done_stages(tmp_path / "half", config_of("recipe=il,rl")) == 0
 
 
 def test_doing_it_again_does_nothing_and_more_rows_and_seeds_go_on(finished, tmp_path):

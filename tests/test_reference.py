@@ -191,6 +191,8 @@ def test_an_unknown_name_is_refused_with_a_suggestion(asked, hint):
         find(asked)
 
 
-def test_the_command_refuses_in_one_line():
+def test_the_command_refuses_in_one_line(tmp_path):
     output = reference("grup_size", code=2)
     assert output.count("\n") == 1 and "did you mean 'group_size'" in output
+    output = reference("lr", "--out", str(tmp_path), code=2)  # a folder
+    assert output.count("\n") == 1 and "cannot be written" in output

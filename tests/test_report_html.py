@@ -246,7 +246,9 @@ def test_a_run_is_a_comparison_of_one(run_folder, tmp_path):
     data = data_of(write_html(run_folder, tmp_path / "r.html"))
     results = json.loads((run_folder / "results.json").read_text())["results"]
     (recipe,) = data["recipes"]
-    assert recipe["label"] == "il → act → rl" and recipe["steps"] == 24 + 2 * 12  # those that updated
+    assert (
+        recipe["label"] == "il → act → rl" and recipe["steps"] == 24 + 2 * 12
+    )  # those that updated
     assert recipe["tokens"] == 24 * 50 + 2 * 24 * 700
     for measured, stage in zip(recipe["evaluations"], results, strict=True):
         rates = measured["rates"]["success, ood"]

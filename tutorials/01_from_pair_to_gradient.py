@@ -16,6 +16,7 @@
 # first computed by hand, then by the package, and the two are asserted equal.
 
 # %%
+import matplotlib.pyplot as plt
 import numpy as np
 
 from miniact.backends.torch_policy import TorchPolicy
@@ -212,6 +213,17 @@ for r, b, a in zip(reward_G, before, after):
     print(f"  {r:.0f}      {b:7.3f} → {a:7.3f}  ({a - b:+.3f})")
 change = np.array(after) - np.array(before)
 assert change[reward_G == 1].mean() > change[reward_G == 0].mean()
+
+# %%
+figure, axis = plt.subplots(figsize=(6, 2.8))
+for r, colour in ((1, "C2"), (0, "C3")):
+    where = np.flatnonzero(reward_G == r)
+    axis.bar(where + 1, change[where], color=colour, width=0.6, label=f"reward {r}")
+axis.axhline(0, color="black", linewidth=0.8)
+axis.set_xlabel("answer")
+axis.set_ylabel("change of log π, nats")
+axis.legend(fontsize=8)
+figure.tight_layout()
 
 # %% [markdown]
 # **What you should see.** Answers with reward 1 gain log-probability compared with those with reward 0.
