@@ -52,7 +52,8 @@ def find_config(name: str) -> Path:
         file = folder / f"{name}.yaml"
         if file.is_file():
             return file
-    shipped = Path(__file__).parent / "tiny_configs" / f"{Path(name).stem}.yaml"
+    stem = Path(name).name.removesuffix(".yaml")  # not Path.stem: names hold dots
+    shipped = Path(__file__).parent / "tiny_configs" / f"{stem}.yaml"
     if shipped.is_file():
         return shipped
     raise UserError(

@@ -77,6 +77,7 @@ def build(
         for name in labels
     }
     values = {name: [measured(run) for run in group] for name, group in runs.items()}
+    drop_plain_scores(values)
     rows = []
     for name, group in runs.items():
         costs = [training_cost(read_metrics(r.path), r.config["stage"]) for r in group]
@@ -102,17 +103,20 @@ def build(
     return {"recipes": list(labels), "seeds": list(seeds), "baseline": baseline, "rows": rows}
 
 
+def drop_plain_scores(values: dict[str, list[dict[str, float]]]) -> None:
+    """Leave out mean scores where reward is all or nothing: they are the success rates again."""
+    found = [run for group in values.values() for run in group]
+    for score in {label for run in found for label in run if label.startswith("mean score")}:
+        success = score.replace("mean score", "success")
+        if all(run.get(score) == run.get(success) for run in found):
+            for run in found:
+                run.pop(score, None)
+
+
 def columns(comparison: dict[str, Any]) -> list[str]:
     """The metrics that the table shows; comparison.json has them all."""
     labels = dict.fromkeys(label for row in comparison["rows"] for label in row["metrics"])
-    shown = [x for x in labels if not x.startswith("  ") or x.strip() == "right, given valid"]
-    scores = [x for x in shown if x.startswith("mean score")]
-    for label in scores:  # where reward is all or nothing, the mean score is the success rate
-        success = label.replace("mean score", "success")
-        means = [(r["metrics"].get(label), r["metrics"].get(success)) for r in comparison["rows"]]
-        if all(a and b and a["seeds"] == b["seeds"] for a, b in means):
-            shown.remove(label)
-    return shown
+    return [x for x in labels if not x.startswith("  ") or x.strip() == "right, given valid"]
 
 
 def _percent(value: float, sign: bool = False) -> str:

@@ -17,25 +17,28 @@ from typing import Any
 import yaml
 
 from miniact.errors import UserError
+from miniact.strict import build, key
 
 STAGES = ("il", "act", "rl", "choice_sft", "dpo", "reflect")
 
 
-def key(default: Any, doc: str, *, low: float | None = None, choices: tuple = ()) -> Any:
-    """A dataclass field that knows its meaning, its smallest value and its choices."""
-    metadata = {"doc": doc, "low": low, "choices": choices}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True)
 class ModelConfig:
+    """The model, and how it is trained."""
+
     path: str = key(
         "builtin:tiny", "model folder, .gguf file, pypi:PACKAGE, builtin:tiny or hub name"
     )
-    backend: str = key("auto", "who computes", choices=("auto", "torch", "mlx"))
-    adapter: str = key("lora", "what is trained", choices=("qlora", "lora", "full"))
+    backend: str = key(
+        "auto",
+        "library that computes; auto: MLX on Apple silicon where it is installed, else PyTorch",
+        choices=("auto", "torch", "mlx"),
+    )
+    adapter: str = key(
+        "lora",
+        "what is trained: LoRA on a 4-bit base, LoRA, or all weights",
+        choices=("qlora", "lora", "full"),
+    )
     rank: int = key(16, "rank r of LoRA", low=1)
     alpha: float = key(32.0, "α of LoRA; the update is scaled by α / r", low=0)
     start: str = key("", "folder of a PEFT adapter to start from; empty: a fresh one")
@@ -44,14 +47,20 @@ class ModelConfig:
         "precision of the base; auto: bfloat16 on a GPU that has it, else float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    device: str = key("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = key("auto", "auto, cpu, cuda, cuda:1 or mps; auto: the best there is")
     gradient_checkpointing: bool = key(False, "recompute activations in the backward pass")
-    max_tokens_per_batch: int = key(8192, "tokens in one forward pass; bounds the memory", low=16)
+    max_tokens_per_batch: int = key(
+        8192,
+        "most tokens in one forward pass; lower it if memory runs out: the result stays the same",
+        low=16,
+    )
     weight_decay: float = key(0.0, "AdamW's decoupled weight decay", low=0)
 
 
 @dataclass(frozen=True)
 class PromptConfig:
+    """What the model is shown, and the form of its replies."""
+
     form: str = key(
         "tags",
         "tags: <action>…</action> and <choice>…</choice>; plain: the bare answer, for tiny models",
@@ -64,8 +73,10 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class EnvConfig:
+    """The world, and the expert trajectories."""
+
     name: str = key("household", "environment; none: work from a trajectory file alone")
-    options: dict = key({}, "keyword options of the environment")
+    options: dict = key({}, "passed to the environment, for example {max_steps: 20}")
     train_tasks: int = key(200, "expert trajectories to collect from the train split", low=1)
     heldout_tasks: int = key(
         40, "expert trajectories per evaluation split, never trained on", low=0
@@ -78,7 +89,7 @@ class EnvConfig:
         low=0,
     )
     trajectories: str = key("", "trajectory file (.jsonl, .parquet) or HF dataset to use instead")
-    columns: dict = key({}, "our column name → the file's, where they differ")
+    columns: dict = key({}, "our field → the file's column, where they differ: {task: instruction}")
     heldout_share: float = key(
         0.2, "share of trajectories held out when the file has one split only", low=0
     )
@@ -87,6 +98,8 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class PairsConfig:
+    """Contrastive pairs: where alternatives come from."""
+
     file: str = key("", "existing pairs.jsonl to use instead of making pairs")
     source: str = key(
         "policy",
@@ -96,7 +109,9 @@ class PairsConfig:
     )
     k: int = key(2, "alternatives sampled per state (K)", low=1)
     choices: int = key(
-        2, "candidates shown to the critic: the expert's action and others", choices=(2, 3, 4, 5, 6)
+        2,
+        "candidates shown to the critic: the expert's action and choices − 1 alternatives",
+        choices=(2, 3, 4, 5, 6),
     )
     temperature: float = key(1.0, "sampling temperature of the initial policy", low=0)
     max_tokens: int = key(24, "longest alternative, in tokens", low=1)
@@ -109,14 +124,16 @@ class PairsConfig:
 class StageConfig:
     """Keys that every stage has."""
 
-    steps: int = key(100, "optimizer steps", low=0)
+    steps: int = key(
+        100, "training steps; in act and rl each makes `updates` optimizer steps", low=0
+    )
     batch: int = key(16, "prompts per step", low=1)
     lr: float = key(1e-4, "learning rate", low=0)
     warmup: int = key(5, "steps over which the learning rate rises from 0", low=0)
     schedule: str = key(
         "constant", "learning rate after the warm-up", choices=("constant", "linear")
     )
-    max_grad_norm: float = key(1.0, "gradients are scaled down to this L2 norm", low=0)
+    max_grad_norm: float = key(1.0, "a gradient of a larger L2 norm is scaled down to it", low=0)
     thinking: bool = key(False, "let the model think before it answers")
     checkpoint_every: int = key(25, "steps between checkpoints", low=1)
 
@@ -135,7 +152,12 @@ class GRPOConfig(StageConfig):
         1.0, "sampling temperature; no top-p, so that sampled = scored", low=1e-3
     )
     max_tokens: int = key(24, "longest answer, in tokens", low=1)
-    variant: str = key("grpo", "normaliser of the loss", choices=("grpo", "dr_grpo", "dapo"))
+    variant: str = key(
+        "grpo",
+        "how token losses are averaged: grpo per answer, then over answers; dapo over all "
+        "tokens; dr_grpo by a constant",
+        choices=("grpo", "dr_grpo", "dapo"),
+    )
     scale_rewards: bool = key(True, "divide advantages by the group's standard deviation")
     clip_low: float = key(0.2, "ε_low: ratios under 1 − ε_low are clipped", low=0)
     clip_high: float = key(0.2, "ε_high: ratios over 1 + ε_high are clipped", low=0)
@@ -193,6 +215,8 @@ class StagesConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
+    """What is measured after every stage, on held-out tasks, states and pairs."""
+
     episodes: int = key(100, "episodes per split; 0: none", low=0)
     splits: list = key(["id", "ood"], "splits of the environment to evaluate on")
     states: int = key(200, "held-out expert states for next-action accuracy", low=0)
@@ -222,62 +246,6 @@ class Config:
     pairs: PairsConfig = field(default_factory=PairsConfig)
     stage: StagesConfig = field(default_factory=StagesConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-
-
-def _coerce(value: Any, declared: Any, where: str) -> Any:
-    """Bring a YAML or command-line value to its declared type, or say what was expected."""
-    try:
-        if declared is bool:
-            if isinstance(value, bool):
-                return value
-            return {"true": True, "false": False}[str(value).lower()]
-        if declared is int and not isinstance(value, bool):
-            number = value if isinstance(value, int) else float(value)
-            if number != int(number):
-                raise ValueError
-            return int(number)
-        if declared is float and not isinstance(value, bool):
-            return float(value)  # PyYAML reads 1e-5 as a string
-        if declared is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return str(value)
-        if declared is list and isinstance(value, (str, list, tuple)):
-            items = value.split(",") if isinstance(value, str) else value
-            return [str(item).strip() for item in items if item != ""]
-        if declared is dict and isinstance(value, dict):
-            return dict(value)
-    except (KeyError, ValueError, TypeError, OverflowError):
-        pass
-    raise UserError(f"{where}: expected {declared.__name__}, got {value!r}")
-
-
-def _check(value: Any, meta: typing.Mapping, where: str) -> None:
-    if meta.get("choices") and value not in meta["choices"]:
-        raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, meta['choices']))}")
-    if meta.get("low") is not None and not value >= meta["low"]:
-        raise UserError(f"{where}: {value} is too small, expected at least {meta['low']}")
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        raise UserError(f"{where}: {value} is not a finite number")
-
-
-def _build(cls: type, data: Any, where: str) -> Any:
-    """Build dataclass `cls` from nested mappings; refuse unknown keys with a suggestion."""
-    if not isinstance(data, dict):
-        raise UserError(f"{where or 'config'}: expected a section of keys, got {data!r}")
-    declared = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    values = {}
-    for name, value in data.items():
-        path = f"{where}.{name}" if where else str(name)
-        if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
-            raise UserError(f"{path}: unknown key; {hint}")
-        if dataclasses.is_dataclass(declared[name]):
-            values[name] = _build(declared[name], value, path)  # type: ignore[arg-type]
-        else:
-            values[name] = _coerce(value, declared[name], path)
-            _check(values[name], fields[name].metadata, path)
-    return cls(**values)
 
 
 def _thinks(config: Config) -> bool:
@@ -313,6 +281,11 @@ def _validate(config: Config) -> Config:
         raise UserError(
             f"model.max_tokens_per_batch: {config.model.max_tokens_per_batch} is less than one "
             f"prompt and its answer, {longest}; raise it, or lower prompt.max_tokens"
+        )
+    if config.env.heldout_share >= 1:
+        raise UserError(
+            f"env.heldout_share: {config.env.heldout_share} leaves nothing to train on; expected "
+            "under 1"
         )
     if config.env.name == "none" and not config.env.trajectories:
         raise UserError("env.trajectories: expected a file of expert steps, since env.name is none")
@@ -393,14 +366,14 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
         if not isinstance(data, dict):
             raise UserError(f"{path}: expected sections such as model: and env:, got {data!r:.60}")
     try:
-        return _validate(_build(Config, _override(data, overrides), ""))
+        return _validate(build(Config, _override(data, overrides), ""))
     except UserError as error:
         raise UserError(f"{path}: {error}" if path else str(error)) from None
 
 
 def with_overrides(config: Config, overrides: typing.Sequence[str]) -> Config:
     """The same config with some `section.key=value` changed, checked again."""
-    return _validate(_build(Config, _override(to_dict(config), overrides), ""))
+    return _validate(build(Config, _override(to_dict(config), overrides), ""))
 
 
 def _override(data: dict, overrides: typing.Sequence[str]) -> dict:

@@ -442,8 +442,8 @@ for axis in axes[:2]:
 # the other arm. Against its own start, RL is credited with whatever more training of any kind would have
 # brought; at equal tokens, only with the difference. If either interval of the difference holds 0, this
 # run cannot tell the arms apart; that is no proof that they are equal. Three seeds that happen to agree
-# make the first interval small; the second does not forget how few states were asked. The success rates are further still
-# from telling anything: section 7 says how many episodes that takes.
+# make the first interval small; the second does not forget how few states were asked. The success
+# rates are further still from telling anything: section 7 says how many episodes that takes.
 #
 # Read pass@k from both ends. At k = 1 it is what RL was rewarded for. If it rises there and not at the
 # largest k, RL has made likely what was possible before, and has found nothing new. A state at which no
@@ -451,8 +451,8 @@ for axis in axes[:2]:
 # those.
 #
 # A model of this size says nothing about which recipe is best for a pretrained one; even here a longer
-# first IL can change the answer: try stage.il.steps=40. What carries over
-# is the way to ask: the same start, equal compute in a stated unit, several seeds, paired differences.
+# first IL can change the answer: try stage.il.steps=40. What carries over is the way to ask: the same
+# start, equal compute in a stated unit, several seeds, paired differences.
 #
 # ## Exercise
 #
