@@ -209,12 +209,10 @@ def bench(
 
 def draw(results: list[dict[str, Any]], file: Path) -> None:
     """Seconds per step over the tokens that pass the model, P + G·C, one line per G."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
     for axis, part in zip(axes, ("training", "sampling")):
         for G in sorted({r["work"]["group_size"] for r in results}):
             mine = [r for r in results if r["work"]["group_size"] == G]
@@ -234,5 +232,4 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
         axis.legend(frameon=False, fontsize=8)
     part_file = file.with_name(file.stem + ".part.png")
     figure.savefig(part_file, dpi=130)
-    plt.close(figure)
     part_file.replace(file)

@@ -181,15 +181,33 @@ def write_comparison(folder: Path, comparison: dict[str, Any]) -> None:
 
 
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:
-    shown = columns(comparison)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("recipe", "steps", "tokens"):
-        table.add_column(name, justify="left" if name == "recipe" else "right", no_wrap=True)
-    for label in shown:
-        table.add_column(label.strip(), no_wrap=True)
-    for row in comparison["rows"]:
-        cells = ("\n".join(cell(row, label)) for label in shown)
-        table.add_row(row["label"], f"{row['steps']:.0f}", _count(row["tokens"]), *cells)
-    console.print()
-    console.print(table, width=max(console.width, 40 + 24 * len(shown)), crop=False)
+    """The table, in parts where the terminal is narrow; nothing is cut off."""
+    rows, shown = comparison["rows"], columns(comparison)
+    named = max(len(row["label"]) for row in rows)
+    cells = {
+        label: [label.strip(), *("\n".join(cell(row, label)) for row in rows)] for label in shown
+    }
+    cells = {
+        "steps": ["steps", *(f"{row['steps']:.0f}" for row in rows)],
+        "tokens": ["tokens", *(_count(row["tokens"]) for row in rows)],
+        **cells,
+    }
+    widths = {
+        x: 2 + max(len(y) for y in "\n".join(found).split("\n")) for x, found in cells.items()
+    }
+    parts: list[list[str]] = [[]]
+    for name, width in widths.items():
+        if parts[-1] and named + sum(widths[x] for x in parts[-1]) + width > console.width:
+            parts.append([])
+        parts[-1].append(name)
+    for part in parts:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("recipe", no_wrap=True)
+        for name in part:
+            justify = "right" if name in ("steps", "tokens") else "left"
+            table.add_column(cells[name][0], no_wrap=True, justify=justify)  # type: ignore[arg-type]
+        for at, row in enumerate(rows, start=1):
+            table.add_row(row["label"], *(cells[name][at] for name in part))
+        console.print()
+        console.print(table)
     console.print(describe(comparison), style="dim", highlight=False, soft_wrap=True)

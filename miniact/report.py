@@ -116,20 +116,16 @@ def training_cost(metrics: dict[str, list[dict[str, Any]]], stages: Any) -> tupl
 
 def draw_curves(folder: Path, results: dict[str, Any]) -> None:
     """One panel per stage with its learning curve, and one with the success after each stage."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # no pyplot: a notebook's plots stay its own
 
     stages = read_metrics(folder)
     panels = len(stages) + 1
-    figure, axes = plt.subplots(1, panels, figsize=(3.6 * panels, 3.2), layout="constrained")
-    axes = [axes] if panels == 1 else list(axes)
+    figure = Figure(figsize=(3.6 * panels, 3.2), layout="constrained")
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
     for axis, (name, rows) in zip(axes, stages.items()):
         _draw_stage(axis, name, rows)
     _draw_results(axes[-1], results)
     figure.savefig(folder / "curves.part.png", dpi=130)
-    plt.close(figure)
     (folder / "curves.part.png").replace(folder / "curves.png")
 
 

@@ -26,7 +26,8 @@ class Run:
     label: str  # the same for people: il → act → rl
     seed: int
     results: dict[str, Any]
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # of every part, those included that another run did
+    shared: frozenset[str]  # the parts that another run of the comparison did
     config: dict[str, Any]
     environment: dict[str, Any]
     metrics: dict[str, list[dict[str, Any]]]
@@ -106,13 +107,16 @@ def read_run(path: Path, notes: list[str], name: str = "", seed: int | None = No
         if isinstance(row.get("step"), int):
             metrics.setdefault(str(row.get("stage")), []).append(row)
     there = (path / "environment.json").is_file()
+    taken = path / "shared.json"
+    seconds = outcome.get("seconds") or {}
     return Run(
         path,
         name or "-".join(stages),
         " → ".join(stages) if name in ("", "-".join(stages)) else name,
         number,
         results,
-        outcome.get("seconds") or {},
+        {part: s for part, s in seconds.items() if "/" not in part},  # a/b is a part of a
+        frozenset(read_json(taken).get("seconds") or ()) if taken.is_file() else frozenset(),
         config,
         read_json(path / "environment.json") if there else {},
         metrics,

@@ -172,7 +172,7 @@ def gather(folder: Path) -> dict[str, Any]:
                 "seed": run.seed,
                 "model": (run.config.get("model") or {}).get("path"),
                 "world": (run.config.get("env") or {}).get("name"),
-                "seconds": run.seconds,
+                "seconds": {p: s for p, s in run.seconds.items() if p not in run.shared},
                 "environment": run.environment,
             }
             for recipe, run in zip(numbered, runs)

@@ -25,7 +25,15 @@ from miniact.budget import Size, Speed, choose, describe_cuts, fit, parse_budget
 from miniact.cli import main
 from miniact.cli_common import find_config
 from miniact.compare import Comparison, choose_baseline, common_stages, compare, done_stages
-from miniact.compare_table import build, cell, drop_plain_scores, markdown, summary
+from miniact.compare_table import (
+    build,
+    cell,
+    columns,
+    drop_plain_scores,
+    markdown,
+    print_comparison,
+    summary,
+)
 from miniact.config import load_config, with_overrides
 from miniact.errors import UserError
 from miniact.pipeline import start_run
@@ -303,6 +311,23 @@ def test_what_the_table_shows():
     assert act.count("|") == 5
 
 
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_nothing_is_cut_off_in_a_narrow_terminal(finished, width):
+    folder, _ = finished
+    table = json.loads((folder / "comparison.json").read_text())
+    console = Console(file=StringIO(), width=width)
+    print_comparison(table, console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in printed
+    for row in table["rows"]:
+        assert row["label"] in printed
+        for label in columns(table):
+            assert all(line in printed for line in cell(row, label))
+    *lines, about, end = printed.split("\n")
+    assert about.startswith("%, held out") and not end
+    assert max(map(len, lines)) <= width
+
+
 def test_mean_scores_are_kept_where_they_say_more_than_success():
     def labels(*scores: float) -> set[str]:
         values = {"il": [{"success, id": 0.5, "mean score, id": score} for score in scores]}
@@ -323,7 +348,10 @@ def test_the_report_reads_a_comparison(finished, tmp_path):
     row = next(r for r in table["rows"] if r["recipe"] == "il-act-rl")
     assert recipe["tokens"] == row["tokens"]
     assert recipe["compared"]["next action"]["mean"] == row["metrics"]["next action"]["mean"]
-    assert {"1-il", "2-act", "3-rl"} <= set(recipe["seconds"])
+    assert set(recipe["seconds"]) == {"collect", "pairs", "evaluate", "1-il", "2-act", "3-rl"}
+    at = data["recipes"].index(recipe)
+    own = next(run for run in data["runs"] if run["recipe"] == at)
+    assert set(own["seconds"]) == {"evaluate", "3-rl"}  # what it computed itself
 
 
 # ---- rows --------------------------------------------------------------------------------------

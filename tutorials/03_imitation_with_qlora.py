@@ -20,7 +20,11 @@ from itertools import chain
 from pathlib import Path
 from statistics import NormalDist
 
-import bitsandbytes.functional as bnb  # may say that an optional CPU kernel is missing: no matter
+try:
+    import bitsandbytes.functional as bnb  # may say that a CPU kernel is missing: no matter
+except ImportError as error:
+    reason = str(error).partition("\n")[0]
+    raise SystemExit(f"bitsandbytes is missing, and there is none for a Mac ({reason})") from None
 import matplotlib.pyplot as plt
 import numpy as np
 import torch

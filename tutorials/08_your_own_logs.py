@@ -211,6 +211,9 @@ assert after["value"] > before["value"]
 #
 # How many held-out states does it take until a next-action accuracy of one half is known to within
 # five percentage points either way? Work it out with the Wilson interval, then compare with the n above.
+# For large n the interval's
+#
+# $$\text{half-width}\approx 1.96\sqrt{\hat p(1-\hat p)/n}$$
 
 # %%
 # solution: the half-width of the interval falls like 1/√n; look for the first n

@@ -25,12 +25,6 @@ HERE = Path(__file__).resolve().parent
 NOTEBOOKS = HERE / "notebooks"
 TIMEOUT = 1800  # seconds a cell; the machine may be busy
 INLINE = "module://matplotlib_inline.backend_inline"
-# A run that draws its own curves switches matplotlib to files; before each cell, back to the page.
-PLOTS = [
-    "import matplotlib.pyplot",
-    "get_ipython().events.register("
-    f"'pre_run_cell', lambda _: matplotlib.pyplot.switch_backend('{INLINE}'))",
-]
 KERNEL = {  # the environment of every kernel
     "MPLBACKEND": INLINE,
     "OMP_NUM_THREADS": "1",
@@ -65,7 +59,6 @@ def run(notebook: nbformat.NotebookNode) -> None:
         NotebookClient(
             notebook,
             km=AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{folder}/kernel"),
-            extra_arguments=[f"--InteractiveShellApp.exec_lines={PLOTS}"],
             timeout=TIMEOUT,
             record_timing=False,
             coalesce_streams=True,
