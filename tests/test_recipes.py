@@ -18,7 +18,7 @@ from rich.console import Console
 from tiny_models import write_model
 
 from miniact.cli_common import find_config
-from miniact.config import load_config
+from miniact.config import STAGES, load_config
 from miniact.errors import UserError
 from miniact.pairs import read_pairs
 from miniact.pipeline import Pipeline, resume_run, start_run
@@ -43,7 +43,6 @@ ROWS = {  # row of the paper's tables → what to set
     "DPO → IL → RL": ["recipe=dpo,il,rl"],
     "ACT, no reasoning → IL → RL": ["recipe=act,il,rl", "stage.act.thinking=false"],
 }
-STAGES = ("il", "act", "rl", "choice_sft", "dpo", "reflect")
 SMALL = [
     *(f"stage.{name}.{size}" for name in STAGES for size in ("steps=3", "batch=4")),
     *("stage.act.group_size=2", "stage.rl.group_size=2", "pairs.k=2", "env.parallel=2"),

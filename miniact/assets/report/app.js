@@ -519,7 +519,18 @@ function cost() {
     el("tbody", {}, recipes.map((r) => el("tr", {}, el("th", { scope: "row" }, r.label || "base model"),
       [r.steps, r.tokens].map((v) => el("td", {}, isNumber(v) ? Math.round(v).toLocaleString("en") : "–")),
       parts.map((p) => el("td", {}, p in r.seconds ? r.seconds[p].toFixed(1) : "–")), el("td", {}, sum(r).toFixed(1)))))));
-  byId("runs").append(...data.runs.map((run) => {
+  byId("runs").append(...machines().map(([names, facts]) => {
+    const shown = names.length > 3 ? `${names.slice(0, 2).join("; ")} and ${names.length - 2} more` : names.join("; ");
+    return el("details", { class: "run", open: data.runs.length === 1 },
+      el("summary", {}, names.length === data.runs.length && names.length > 3 ? `all ${names.length} runs` : shown),
+      el("dl", {}, Object.entries(facts).filter(([, v]) => v).map(([name, value]) => [el("dt", {}, name), el("dd", { class: name === "Command" ? "mono" : null }, String(value))])));
+  }));
+}
+
+/* Runs that were made alike, by what is known of how: [[names of runs, facts], …]. */
+function machines() {
+  const alike = new Map();
+  for (const run of data.runs) {
     const e = run.environment;
     const facts = {
       Command: Array.isArray(e.command) ? `miniact ${e.command.join(" ")}` : null,
@@ -527,9 +538,11 @@ function cost() {
       Versions: [e.python && `python ${e.python}`, ...Object.entries(e.versions || {}).map(([n, v]) => `${n} ${v}`)].filter(Boolean).join(", "),
       Model: run.model, World: run.world, Backend: e.backend,
     };
-    return el("details", { class: "run", open: data.runs.length === 1 }, el("summary", {}, `${recipes[run.recipe].label || "base model"}, seed ${run.seed}`),
-      el("dl", {}, Object.entries(facts).filter(([, v]) => v).map(([name, value]) => [el("dt", {}, name), el("dd", { class: name === "Command" ? "mono" : null }, String(value))])));
-  }));
+    const key = JSON.stringify(facts);
+    if (!alike.has(key)) alike.set(key, [[], facts]);
+    alike.get(key)[0].push(`${recipes[run.recipe].label || "base model"}, seed ${run.seed}`);
+  }
+  return [...alike.values()];
 }
 
 // ---- samples ---------------------------------------------------------------------------------
