@@ -111,7 +111,7 @@ def measure(whole: Comparison, console: Console) -> Speed:
         times = [row["time"] for row in rows]
         step[key.partition("-")[2]] = (times[-1] - times[0]) / (len(times) - 1)
     data = sum(base.get(part, 0) for part in ("collect", "pairs")) + probe.get("reflections", 0)
-    return Speed(data, base["evaluate"], step)
+    return Speed(data, base.get("evaluate", 0.0), step)
 
 
 def sizes(whole: Comparison) -> Iterator[Size]:
@@ -182,5 +182,6 @@ def fit(whole: Comparison, seconds: float, console: Console) -> Comparison:
         size, need = choose(whole, speed, seconds - (time.monotonic() - start))
         shown = f"about {need / 60:.1f} minutes"
         write_json(saved, {"asked": asked, "given": asdict(size), "measured": asdict(speed)})
-    console.print(f"budget: {shown}; {describe_cuts(whole, size)}", style="bold", highlight=False)
+    console.print(f"budget: {shown}; {describe_cuts(whole, size)}", style="bold", highlight=False,
+                  soft_wrap=True)  # fmt: skip
     return size.of(whole)

@@ -112,7 +112,9 @@ def alfworld_games(out, train, seen, unseen, seed):  # type: ignore[no-untyped-d
 )
 @click.option("--seeds", default="0-4", show_default=True, help="Ranges and numbers: 0-4, 0,2,7.")
 @click.option("--baseline", help="Row that the others are compared with (default: il).")
-@click.option("--budget", help="Cut steps, seeds and rows until it fits: 90s, 30m, 2h.")
+@click.option(
+    "--budget", help="Cut steps, seeds and rows, the last first, until it fits: 90s, 30m, 2h."
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Comparison folder.")
 @click.option("--force", is_flag=True, help="Run even if the plan says that it cannot fit.")
 @friendly

@@ -83,26 +83,24 @@ def parse_recipes(text: str, config: Config) -> list[Recipe]:
 
 
 def default_recipes(config: Config) -> list[Recipe]:
-    """The rows of the paper's tables, as far as this config can run them.
+    """The rows of the paper's tables, as far as this config can run them, what matters most first.
 
     The controls that train as often (il → il, il → rl → rl) are among them. What needs reasoning
     (Early Experience, ACT without it, the prompt with and without) is there where replies have any.
     """
-    rows = ["base", "act", "il", "il,il", "act,il", "rl", "act,rl", "il,rl", "il,rl,rl"]
-    rows += ["choice_sft,il,rl", "dpo,il,rl"]
+    rows = ["base", "il", "il,rl", "il,act,rl", "act,il,rl", "il,il", "il,rl,rl"]
+    rows += ["act", "act,il", "rl", "act,rl", "choice_sft,il,rl", "dpo,il,rl"]
     if config.prompt.form == "tags":
         flipped = not config.eval.thinking
         longest = max(config.eval.max_tokens, config.stage.act.max_tokens)
-        rows.insert(
-            1,
+        rows.append(
             f"base-{'thinking' if flipped else 'no-thinking'}: base "
             f"eval.thinking={str(flipped).lower()} eval.max_tokens={longest}",
         )
         if config.env.name != "none":
-            rows.insert(4, "reflect")
+            rows.append("reflect")
         if config.stage.act.thinking:
             rows.append("act-no-reasoning-il-rl: act,il,rl stage.act.thinking=false")
-    rows += ["act,il,rl", "il,act,rl"]
     return [parse_recipe(row) for row in rows]
 
 

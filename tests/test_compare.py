@@ -363,9 +363,8 @@ def test_the_papers_rows_are_the_default():
         default_recipes(config_of(*more)) for more in ([], [*tags, "stage.act.thinking=true"])
     )
     assert [r.label for r in plain] == [
-        *("base", "act", "il", "il → il", "act → il", "rl", "act → rl", "il → rl"),
-        *("il → rl → rl", "choice_sft → il → rl", "dpo → il → rl"),
-        *("act → il → rl", "il → act → rl"),
+        *("base", "il", "il → rl", "il → act → rl", "act → il → rl", "il → il", "il → rl → rl"),
+        *("act", "act → il", "rl", "act → rl", "choice_sft → il → rl", "dpo → il → rl"),
     ]
     more = {r.name for r in thinking} - {r.name for r in plain}
     assert more == {"base-thinking", "reflect", "act-no-reasoning-il-rl"}
