@@ -4,15 +4,19 @@
 # **The question.** Imitation shows a model what an expert did. How can a model be taught to *tell* a
 # better action from a worse one, when nobody can write down the right reasoning?
 #
-# **The answer of ACT in one line.** Show the state and two actions in random order, let the model
+# **The answer in one line.** Show the state and two actions in random order, let the model
 # answer freely several times, reward the answers that pick the expert's action, and push up the
 # log-probability of whatever was rewarded more than its group:
 #
 # $$A_i=\frac{r_i-\bar r}{\operatorname{std}(r)+\varepsilon},\qquad
 #   L=-\sum_i\sum_t w_{it}\,\min\big(\rho_{it}A_i,\ \operatorname{clip}(\rho_{it},1-\epsilon,1+\epsilon)A_i\big)$$
 #
+# Here $r_i$ is the reward of answer $i$ and $\bar r$ the mean of its group; $\varepsilon$ only keeps the
+# division finite. $\rho_{it}$ says how many times likelier token $t$ has become since it was sampled,
+# $\epsilon$ how far that may go before it no longer counts, and $w_{it}$ what a token weighs.
+#
 # This page walks through one such step with real numbers: one household state, one pair, one critic
-# prompt, four answers, their rewards, their advantages, the loss and its gradient. Every quantity is
+# prompt, eight answers, their rewards, their advantages, the loss and its gradient. Every quantity is
 # first computed by hand, then by the package, and the two are asserted equal.
 
 # %%
@@ -23,7 +27,7 @@ from miniact.backends.torch_policy import TorchPolicy
 from miniact.config import GRPOConfig, ModelConfig, PromptConfig
 from miniact.envs import make_env
 from miniact.grpo import advantages, make_group, token_weights, weigh
-from miniact.losses import GRPOLoss
+from miniact.losses import GRPOLoss, Tokens
 from miniact.pairs import filter_alternatives, positions, present
 from miniact.prompts import Prompter
 from miniact.rewards import canonical, choice_reward
@@ -53,7 +57,7 @@ print("\nthe expert's next action a⁺ =", repr(expert_action))
 # The initial policy is the built-in tiny model: a Llama of about 0.3 million parameters that has read
 # random play and nothing else. Sample K actions from it and keep those that differ from the expert's.
 #
-# From scratch, the filter is a set and three conditions:
+# From scratch, the filter is a set and two conditions:
 
 # %%
 policy = TorchPolicy(ModelConfig(path="builtin:tiny", rank=8, alpha=16), seed=SEED)
@@ -132,7 +136,7 @@ assert np.ptp(reward_G) > 0, "this seed gives a group with something to learn; o
 # Right after sampling, the policy that is trained is the one that sampled: every ratio is
 # $\rho=\exp(\log\pi_\theta-\log\pi_{old})=1$, and the loss *value* is $-\sum w A = 0$. That is no fault: a
 # loss of 0 with a gradient that is not 0. So let us first pretend that the policy has moved, by adding
-# a little to every log-probability, and compute the clipped loss from scratch.
+# 0.3 to some log-probabilities and taking 0.3 from the others, and compute the clipped loss from scratch.
 
 # %%
 config = GRPOConfig(group_size=G, max_tokens=10)
@@ -159,8 +163,6 @@ def spread(values):
     return np.repeat(np.asarray(values, dtype=float), lengths)
 
 
-from miniact.losses import Tokens
-
 tokens = Tokens(
     weight_N=spread([c.weight for c in weighed.completions]),
     advantage_N=spread(advantage_G),
@@ -176,8 +178,8 @@ print(f"clipped share of the tokens: {metrics['clip_fraction']:.2f}")
 # %% [markdown]
 # ## 7 · The gradient
 #
-# $\partial L/\partial\log\pi_\theta = -w\,A\,\rho$ where the ratio is not clipped, 0 where it is. Check it
-# against finite differences.
+# $\partial L/\partial\log\pi_\theta = -w\,A\,\rho$ where the ratio is not clipped, 0 where it is: above
+# $1+\epsilon$ if $A>0$, below $1-\epsilon$ if $A<0$. Check it against finite differences.
 
 # %%
 ratio_N = np.exp(np.concatenate(moved_logp) - tokens.old_logp_N)
@@ -192,7 +194,7 @@ for n in range(len(numeric_N)):
     down[n] -= 1e-5
     numeric_N[n] = (loss(np, up, tokens)[0] - loss(np, down, tokens)[0]) / 2e-5
 assert np.allclose(numeric_N, formula_N, atol=1e-7)
-print("largest difference:", np.abs(numeric_N - formula_N).max())
+print(f"largest difference: {np.abs(numeric_N - formula_N).max():.1e}")
 
 # %% [markdown]
 # ## 8 · One real step
@@ -220,7 +222,7 @@ for r, colour in ((1, "C2"), (0, "C3")):
     where = np.flatnonzero(reward_G == r)
     axis.bar(where + 1, change[where], color=colour, width=0.6, label=f"reward {r}")
 axis.axhline(0, color="black", linewidth=0.8)
-axis.set_xlabel("answer")
+axis.set_xlabel(f"answer (one group, G = {G})")
 axis.set_ylabel("change of log π, nats")
 axis.legend(fontsize=8)
 figure.tight_layout()

@@ -6,7 +6,8 @@
 #
 # **The answer in one line.** A world sets tasks, answers actions with text, says when a task is solved,
 # and has an expert whose play can be imitated. An agent is as good as the share of tasks that it solves
-# among tasks that it was not trained on, and a share of $n$ episodes is known only so well:
+# among tasks that it was not trained on, and the share from $k$ solved of $n$ episodes
+# is known only so well:
 #
 # $$\hat p=\frac kn,\qquad \text{95 \% interval (Wilson)}:\quad
 #   \frac{\hat p+\frac{z^2}{2n}\ \pm\ z\sqrt{\frac{\hat p(1-\hat p)}{n}+\frac{z^2}{4n^2}}}{1+\frac{z^2}{n}},\qquad z=1.96$$
@@ -134,9 +135,9 @@ for aspect in ("room", "goal", "form of the task", "word"):
 print(f"\na goal that only ood has: {' → '.join(example)}")
 
 # %% [markdown]
-# So "id" asks for what "train" asked for, with other things in other places. "ood" has only rooms and
-# goals that "train" never has, yet no word and no form of sentence that "train" lacks: what fails there
-# is not the vocabulary. And no task, of course, is in two splits:
+# So "id" has rooms and goals that "train" has too, with the things lying elsewhere. "ood" has only
+# rooms and goals that "train" never has, yet no word and no form of sentence that "train" lacks: what
+# fails there is not the vocabulary. And no task, of course, is in two splits:
 
 # %%
 ids = {split: {t.id for t in played[split]} for split in env.splits}
@@ -294,7 +295,7 @@ assert by_hand == played["train"][:50]  # what `collect` made above
 
 # %% [markdown]
 # On disk a trajectory is a line of JSON. `TrajectoryFile` indexes such a file and hands out single
-# expert states, without ever reading it whole.
+# expert states, without ever holding it whole in memory.
 
 # %%
 rows = [to_row(t) for split in env.splits for t in played[split]]
@@ -309,7 +310,7 @@ print(
 )
 print(", ".join(f"{len(file.states(split))} {split}" for split in ("id", "ood")))
 size = (WORK / "trajectories.jsonl").stat().st_size
-print(f"{size / 1e6:.1f} MB, of which an index of {len(file)} offsets is kept in memory")
+print(f"{size / 1e6:.1f} MB on disk; in memory only an index of {len(file)} trajectories")
 
 # %% [markdown]
 # ## 5 · A language model plays
@@ -351,7 +352,8 @@ for world, split in ((env, "ood"), (drawers, "id")):
 # %% [markdown]
 # ## 6 · Three agents, with intervals
 #
-# The random agent draws from the admissible actions. First the interval, from scratch and by the package:
+# The random agent draws from the admissible actions. First the interval, from scratch and by the
+# package:
 
 
 # %%
@@ -398,7 +400,7 @@ results = {key: evaluate_episodes(some) for key, some in episodes.items()}
 for (agent, split), result in results.items():
     s = result["success"]
     print(
-        f"{agent:16}{split:6} {s['value']:4.0%}  [{s['low']:.1%}, {s['high']:.1%}]  n={s['n']:<4}"
+        f"{agent:16}{split:6} {s['value']:6.1%}  [{s['low']:.1%}, {s['high']:.1%}]  n={s['n']:<4}"
         f" {result['steps']:4.1f} actions, {result['failed_actions']['value']:.0%} of them failed"
     )
 
@@ -439,10 +441,10 @@ for split in env.splits:
     assert results["initial policy", split]["failed_actions"]["value"] > 0
 
 # %% [markdown]
-# **What you should see.** The expert solves everything within the limit, on every split alike. Random play
-# solves next to nothing although all its actions are possible, and so does the initial policy, some of
-# whose actions are not: whatever a trained agent solves here, it has learned. Fewer episodes give a wider
-# interval, also around zero.
+# **What you should see.** The expert solves everything within the limit, on every split alike. Random
+# play solves next to nothing although all its actions are possible, and so does the initial policy,
+# some of whose actions are not: what a trained agent solves beyond these intervals, it has learned.
+# Fewer episodes give a wider interval, also around zero.
 #
 # ## Exercise
 #

@@ -10,6 +10,9 @@
 # $$y = Wx+\frac{\alpha}{r}\,BAx,\quad A\in\mathbb R^{r\times i},\ B\in\mathbb R^{o\times r},\ B=0\text{ at the start};
 #   \qquad L=-\frac1N\sum_{t=1}^{N}\log\pi_\theta(y_t\mid x,y_{<t})$$
 #
+# In the layer, $x$ and $y$ are its $i$ inputs and $o$ outputs, $r$ is the rank and α a constant
+# scale. In the loss, $x$ is the prompt, and $y$ the reply of $N$ tokens: the expert's action.
+#
 # This page writes a LoRA layer, 4-bit rounding and the loss by hand, asserts that PEFT, bitsandbytes and
 # the package compute the same, then imitates the household world's expert on a full-precision and on a
 # 4-bit base, and measures on held-out states.
@@ -99,9 +102,9 @@ print("largest difference to PEFT:", f"{(y - y_TO).abs().max():.1e}")
 # %% [markdown]
 # ## 2 · Why B starts at 0, and A does not
 #
-# With $B=0$ the model starts as exactly what it was. Then $\partial A=s\,(gB)^\top x=0$ on the first step,
-# but $\partial B\neq0$, and from the second step on both learn. Were $A$ zero as well, both gradients would
-# be zero for ever.
+# With $B=0$ the model starts as exactly what it was. Then $\partial A=s\,(gB)^\top x=0$ on the first
+# step, but $\partial B\neq0$, and from the second step on both learn. Were $A$ zero as well, both
+# gradients would be zero for ever.
 
 # %%
 B_zero_OR, A_zero_RI = torch.zeros(n_O, n_R), torch.zeros(n_R, n_I)
@@ -182,7 +185,7 @@ for shape, r in ((tiny, RANK), (big, 16)):
 
 # %%
 quantile = NormalDist().inv_cdf
-outermost = 1 - (1 / 30 + 1 / 32) / 2
+outermost = 1 - (1 / 30 + 1 / 32) / 2  # half a share from the end: at 1 the level is infinite
 above = [quantile(p) for p in np.linspace(outermost, 0.5, 9)[:-1]]  # eight levels over 0
 below = [-quantile(p) for p in np.linspace(outermost, 0.5, 8)[:-1]]  # seven under it
 level_16 = torch.tensor(sorted([*below, 0.0, *above])) / max(above)
@@ -261,8 +264,8 @@ print(
 # ## 6 · The package's 4-bit base
 #
 # Blocks of 64 fill the rows of a weight matrix evenly where its width is a multiple of 64, as it is
-# in the models that people quantise. The tiny model's rows are narrower than that allows, so that blocks run from
-# one row into the next; and bitsandbytes' kernel for the CPU may then take the wrong absmax:
+# in the models that people quantise. The tiny model's width is not, so that blocks run from one row
+# into the next; and bitsandbytes' kernel for the CPU may then take the wrong absmax:
 
 # %%
 for width in (tiny.hidden, 128):
@@ -274,8 +277,9 @@ for width in (tiny.hidden, 128):
 assert np.isclose((theirs - V).norm() / V.norm(), error(V, theirs_16), rtol=1e-3)  # rows of 128
 
 # %% [markdown]
-# So let us make the tiny model wider with zeros: more channels and more heads, in which nothing happens.
-# It computes the same function. (RMSNorm averages over all channels, so its weights make up for the zeros.)
+# So let us make the tiny model wider with zeros: more channels and more heads, in which nothing
+# happens. It computes the same function. (RMSNorm averages over all channels, so its weights make up
+# for the zeros.)
 
 # %%
 source = find_model("builtin:tiny").path
@@ -356,8 +360,9 @@ for name, tokens in (("prompt, no loss", prompt), ("reply, loss", reply)):
     print(f"{name:16}", " · ".join(map(repr, policy.tokenizer.convert_ids_to_tokens(tokens))))
 
 # %% [markdown]
-# From scratch: run the whole text through the model, take the log-probability of each reply token where
-# it is predicted (one position before it stands), sum, divide by the number of reply tokens of the batch.
+# From scratch: run the whole text through the model, take the log-probability of each reply token
+# where it is predicted (one position before it stands), sum, divide by the number of reply tokens of
+# the batch.
 
 # %%
 N = sum(len(reply) for _, reply in examples)
@@ -433,7 +438,7 @@ for (name, values), style in zip(
     right.plot(values, label=label, **style)
 right.set_xlabel("step")
 right.set_ylabel("loss, nats per reply token")
-right.set_ylim(0, 1.25 * max(map(max, losses.values())))
+right.set_ylim(0, 1.45 * max(map(max, losses.values())))
 right.legend(fontsize=8, title=f"held out, 95 % interval, n={a['n']}", title_fontsize=8)
 figure.tight_layout()
 
@@ -447,16 +452,19 @@ print(
 assert gap[0] > 0 and abs(gap[-10:].mean()) < 0.02
 
 # %% [markdown]
-# **What you should see.** Some dozens of steps lift the next-action accuracy on held-out states, on either
-# base by more than the two intervals. Rounding to 4 bits costs a little at first, and the adapter is
-# trained on top of the rounded weights: the two curves lie on each other, batch by batch. They even share
-# their noise, which is that of the batches, and both runs see the same ones. What the 4 bits save is
-# memory, and only a large model needs it.
+# **What you should see.** Some dozens of steps lift the next-action accuracy on held-out states: on
+# either base the intervals before and after do not meet. Rounding to 4 bits costs little, at first
+# and at the end (the printed differences): the adapter is trained on top of the rounded weights, and
+# the two curves lie on each other, batch by batch. They even share their noise, which is that of the
+# batches, and both runs see the same ones. What the 4 bits save is memory, and only a large model
+# needs it.
 #
 # ## Exercise
 #
 # How much memory do the weights, gradients and AdamW's two moments of Qwen3-8B take in full training
-# with bfloat16 weights, and how much with QLoRA at rank 16? Work it out; `miniact plan` must agree. Then:
+# with bfloat16 weights, and how much with QLoRA at rank 16? (A gradient has its weight's type, and the
+# moments are float32; QLoRA's adapter is float32 and its moments take 8 bits each, while embedding and
+# head stay bfloat16.) Work it out; `miniact plan` must agree. Then:
 # which part of the QLoRA sum is the largest, and would rank 64 still fit under 24 GB?
 
 # %%

@@ -1,19 +1,20 @@
 # %% [markdown]
 # # 04 · Contrastive pairs
 #
-# **The question.** A critic learns from a better action beside a worse one. The expert supplies the better
-# one. Where does the worse one come from, without a person who thinks of mistakes?
+# **The question.** A critic learns from a better action beside a worse one. The expert supplies the
+# better one. Where does the worse one come from, without a person who thinks of mistakes?
 #
 # **The answer in one line.** From the model itself, before any training: sample $K$ actions where the
 # expert acted, and keep those that differ from the expert's and from each other. With $c$ the canonical
 # form of an action:
 #
 # $$D=\{(s,a^+,a^-)\ :\ a^-\in\{a_1,\dots,a_K\}\sim\pi_{\theta_0}(\cdot\mid s),\ c(a^-)\ne c(a^+)\},\qquad
-#   \mathbb E[\text{kept at }s]=\sum_{a\ne a^+}1-\big(1-\pi_{\theta_0}(a\mid s)\big)^K$$
+#   \mathbb E[\text{kept at }s]=\sum_{a\ne a^+}\Big[1-\big(1-\pi_{\theta_0}(a\mid s)\big)^K\Big]$$
 #
-# So a pair shows a mistake that this model would make. This page samples and filters by hand, looks at
-# which mistakes come out and whether they are mistakes at all, turns temperature and $K$, and asks
-# about pairs in such an order that a critic who does not read scores what chance scores.
+# So a pair shows what this model would do where the expert does something else. This page samples and
+# filters by hand, looks at which mistakes come out and whether they are mistakes at all, turns
+# temperature and $K$, and asks about pairs in such an order that a critic who does not read scores
+# what chance scores.
 
 # %%
 import re
@@ -53,7 +54,7 @@ WORK = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## 1 · States of the expert, actions of the model
 #
-# Tutorial 02 explains the world and its splits. Four states of each trajectory are enough here.
+# Tutorial 02 explains the world and its splits. Up to four states of each trajectory are enough here.
 
 # %%
 env = make_env("household")
@@ -89,8 +90,8 @@ print(f"the expert:  {expert_action}\nthe model:  ", "\n             ".join(map(
 # ## 2 · The filter, by hand
 #
 # Out goes what holds no action, what the expert did, and what came up before at this state; each is
-# counted. Two actions are the same if their canonical forms are: case, spaces and a final full stop make
-# no difference. The package's `filter_alternatives` and `make_pairs` do this for all states:
+# counted. Two actions are the same if their canonical forms are: case, spaces and punctuation at the end
+# make no difference. The package's `filter_alternatives` and `make_pairs` do this for all states:
 
 # %%
 by_hand, reasons = [], Counter()
@@ -123,8 +124,8 @@ assert filter_alternatives("open drawer 1", odd, None)[0] == ["look", "go  to Sh
 # %% [markdown]
 # ## 3 · What kind of mistakes?
 #
-# Compare each alternative with the expert's action: is the verb the same? Is the thing that it is done to
-# the same? And does it apply at all in this state?
+# Compare each alternative with the expert's action: is the verb the same? Is the thing that it is
+# done to the same? And does it apply at all in this state?
 
 
 # %%
@@ -161,9 +162,9 @@ print(
 )
 
 # %% [markdown]
-# **Are they worse at all?** "Not what the expert did" is the label; nobody checked that it is worse. In this
-# world one can: replay the episode up to the state, do $a^-$ instead, let the expert finish from there,
-# and count the actions that it took beyond the expert's own.
+# **Are they worse at all?** "Not what the expert did" is the label; nobody checked that it is worse.
+# In this world one can: replay the episode up to the state, do $a^-$ instead, let the expert finish
+# from there, and count the actions that it took beyond the expert's own.
 
 
 # %%
@@ -210,19 +211,21 @@ right.hist([cost[~impossible], cost[impossible]], bins, stacked=True, color=colo
 right.axvline(0.5, color="black", linestyle=":")
 right.text(0.4, 0.9 * right.get_ylim()[1], "not worse ", ha="right", fontsize=8)
 right.set_xlabel("extra actions after a⁻, the expert finishing")
-right.set_ylabel("pairs")
+right.set_ylabel(f"pairs (n={len(pairs)})")
 figure.tight_layout()
 
 # %% [markdown]
-# Most alternatives cost something, and a few do not: of two drawers not yet seen, the expert opens one, and
-# luck may favour the other. There the label is right by name only, so not every "wrong" judgement is wrong.
-# (Several pairs come from one state and are not independent: read these intervals as a little too narrow.)
+# Most alternatives cost something, and a few do not: of two drawers not yet seen, the expert opens
+# one, and luck may favour the other. There the label is right by name only, so not every "wrong"
+# judgement is wrong. (Several pairs come from one state and are not independent: read these intervals
+# as a little too narrow.)
 #
 # ## 4 · Temperature and K
 #
 # A higher temperature makes rarer actions come up: fewer duplicates and fewer hits on the expert's own
-# action, but more that make no sense. One number can be had in advance: the share of samples that equal
-# the expert's action must be $\pi_T(a^+\mid s)$, averaged over the states.
+# action, but more that cannot be done. One number can be had in advance: the share of samples that equal
+# the expert's action must be $\pi_T(a^+\mid s)$, the policy's probability at temperature $T$, averaged
+# over the states.
 
 # %%
 TEMPERATURES, K = (0.3, 0.7, 1.0, 1.5), 8
@@ -276,14 +279,16 @@ axes.legend(fontsize=8)
 figure.tight_layout()
 
 # %% [markdown]
-# The paper's version 2 samples one alternative per state; `pairs.k` and `pairs.temperature` are yours to set,
-# and their defaults are miniact's choice. A trap: more pairs are not better pairs. An alternative that cannot be
-# done teaches what the world allows, not what the task wants. (`pairs.drop_inadmissible` drops those.)
+# The paper's version 2 samples one alternative per state; `pairs.k` and `pairs.temperature` are yours
+# to set, and their defaults are miniact's choice. A trap: more pairs are not better pairs. An
+# alternative that cannot be done teaches what the world allows, not what the task wants.
+# (`pairs.drop_inadmissible` drops those.)
 #
 # ## 5 · Which action stands first?
 #
 # A pair has no order. Were the expert's action always shown first, then answering "1" without reading
-# would earn full reward. So the position is drawn anew for each presentation, each position equally often:
+# would earn full reward. So the position is drawn anew for each presentation, each position equally
+# often:
 
 # %%
 asked = questions(pairs)
@@ -317,9 +322,10 @@ print("one pair in 20 steps, the expert's action at:", *(right + 1 for right in 
 assert 0 < sum(steps) < 20
 
 # %% [markdown]
-# **More than two.** With `pairs.choices: 3` a critic chooses among the expert's action and two others of the
-# same state; chance is a third, and the answer says more. (The tiny model's vocabulary has no word for 3,
-# so it reads `<unk>`; it can still answer by naming the action. Real models have all numbers.)
+# **More than two.** With `pairs.choices: 3` a critic chooses among the expert's action and two others
+# of the same state; chance is a third, and the answer says more. (The tiny model's vocabulary has no
+# word for 3, so it reads `<unk>`; it can still answer by naming the action. Real models have all
+# numbers.)
 
 # %%
 threes = questions(pairs, choices=3)
@@ -348,8 +354,8 @@ assert trained == pairs and not tasks[0] & tasks[1]
 print(f"{len(trained)} pairs to train on, {len(held_out)} held out, of other tasks")
 
 # %% [markdown]
-# How well does the initial policy judge? Each held-out pair is asked in both orders, so that a liking for
-# one position cannot help. An answer that cannot be read counts as wrong.
+# How well does the initial policy judge? Each held-out pair is asked in both orders, so that a liking
+# for one position cannot help. An answer that cannot be read counts as wrong.
 
 
 # %%
@@ -366,9 +372,9 @@ assert judged["given_valid"]["value"] < 0.75
 # %% [markdown]
 # ## 7 · Another source: what the world allows
 #
-# As a control, alternatives can be drawn from the admissible actions (`pairs.source: admissible`). Those can
-# always be done, but they are nobody's mistakes: a model might never have thought of them. How likely
-# is each to this one?
+# As a control, alternatives can be drawn from the admissible actions (`pairs.source: admissible`).
+# Those can always be done, but they are nobody's mistakes: a model might never have thought of them.
+# How likely is each to this one?
 
 # %%
 uniform = list(
@@ -397,14 +403,15 @@ for name, some in (("policy", pairs), ("admissible", uniform)):
     )
 
 # %% [markdown]
-# The two sources differ less here than they would elsewhere: the tiny model has read random play, so
-# what it proposes is nearly what a random draw proposes. A model with habits proposes its habits.
+# Apart from what cannot be done, the two sources hardly differ here, and the model's own samples even
+# hold the larger share of actions that it finds unlikely: the tiny model has read random play, so what it
+# proposes is nearly what a random draw proposes. A model with habits would propose its habits.
 #
 # ## 8 · Pairs are a file
 #
-# A pair is text: no tokens, no order, no wording of a prompt. So pairs made with one model train another;
-# the paper trains a 4B model on pairs of an 8B one. Written and read back they are equal, and
-# `miniact run CONFIG pairs.file=pairs.jsonl` uses them instead of sampling.
+# A pair is text: no tokens, no order, no wording of a prompt. So pairs made with one model train
+# another; the paper trains a 4B model on pairs of an 8B one. Written and read back they are equal,
+# and `miniact run CONFIG pairs.file=pairs.jsonl` uses them instead of sampling.
 
 # %%
 write_jsonl(WORK / "pairs.jsonl", (pair_row(p, history=50) for p in everything))
@@ -432,15 +439,18 @@ print(f"random weights prefer the shorter action in {np.mean(short):.0%} (n={len
 assert np.mean(short) > 0.9
 
 # %% [markdown]
-# **What you should see.** Most samples survive the filter, most alternatives can be done, and nearly all of
-# them cost extra actions; but the label is the expert's choice, not the truth. A higher temperature yields
-# more pairs and worse ones. In a drawn order, a critic that does not read scores chance. The initial policy
-# does read, and does somewhat better: judging is what ACT has yet to teach it.
+# **What you should see.** Most samples survive the filter, most alternatives can be done, and nearly
+# all of them cost extra actions; but the label is the expert's choice, not the truth. A higher
+# temperature yields more pairs and worse ones. In a drawn order, a critic that does not read scores
+# chance. The initial policy does a little better than that when asked: judging is what ACT has yet to
+# teach it. Random weights prefer the shorter action, since log π is a sum over tokens: the implicit
+# judgement is not free of length.
 #
 # ## Exercise
 #
-# How many pairs does a state yield on average with K samples? Predict it for one state from the model's
-# probabilities, by the formula at the top, then measure it. (Each sample carries its own log-probability.)
+# How many pairs does a state yield on average with K samples? Predict it for one state from the
+# model's probabilities, by the formula at the top, then measure it. (Each sample carries its own
+# log-probability.)
 
 # %%
 # solution: sum over the actions that come up in many samples; those that never came up have a small rest

@@ -4,7 +4,9 @@
 # **The question.** A policy answers, and all that anyone can say of an answer is a number. How does
 # that number become a gradient? And what, of all that a library adds, changes the result?
 #
-# **The equation.** For one prompt x and G sampled answers $y_1 \dots y_G$ with rewards $r_1 \dots r_G$:
+# **The answer in one line.** Compare each answer with the others to the same prompt, and make its
+# tokens likelier or less likely by the difference. For one prompt x and G sampled answers
+# $y_1 \dots y_G$ with rewards $r_1 \dots r_G$:
 #
 # $$A_i=\frac{r_i-\bar r}{\operatorname{std}(r)+\varepsilon},\qquad
 #   \rho_{it}=\frac{\pi_\theta(y_{it}\mid x,y_{i<t})}{\pi_{old}(y_{it}\mid x,y_{i<t})}$$
@@ -12,6 +14,10 @@
 # $$L=\sum_i\sum_t w_{it}\Big[-\min\big(\rho_{it}A_i,\ \operatorname{clip}(\rho_{it},1-\epsilon,1+\epsilon)A_i\big)
 #   +\beta\,\big(e^{\delta_{it}}-\delta_{it}-1\big)\Big],\qquad
 #   \delta_{it}=\log\pi_{ref}-\log\pi_\theta$$
+#
+# $\varepsilon$ keeps the division finite, $\epsilon$ is the clip range, and $w_{it}$ says what a
+# token counts (section 5). β weighs the KL term, which holds the policy near $\pi_{ref}$, the one
+# that the stage began with.
 #
 # This page writes the whole loop by hand for a policy that is a table, and lets the package's step
 # train the same table. Then it does one step on the tiny language model both ways: the package lays
@@ -142,8 +148,8 @@ assert last > first + 0.5
 print(f"mean reward over {len(curves)} seeds: first 5 steps {first:.2f}, last 5 {last:.2f}")
 
 # %% [markdown]
-# Why that odd KL term? Averaged over answers drawn from $\pi_\theta$ it *is* the KL divergence, and it
-# is never negative, answer by answer, which log π_θ − log π_ref is not. For one row of a table the average
+# Why that odd KL term? Averaged over answers drawn from $\pi_\theta$ it *is* the KL divergence, and,
+# unlike log π_θ − log π_ref, it is negative for no token. For one row of a table the average
 # is a sum over three tokens:
 
 # %%
@@ -460,7 +466,7 @@ stacked = np.array(list(curves.values()))  # seed, step, (all wrong, all right, 
 steps = np.arange(STEPS)
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
 reward = stacked[:, :, 2]
-axes[0].fill_between(steps, reward.min(0), reward.max(0), alpha=0.2, label="all seeds")
+axes[0].fill_between(steps, reward.min(0), reward.max(0), alpha=0.2, label="lowest to highest seed")
 axes[0].plot(steps, reward.mean(0), label=f"mean of {len(reward)} seeds")
 axes[0].axhline(np.mean(chance), color="grey", linestyle=":", label="chance")
 axes[0].set(title="the table learns", xlabel="step", ylabel="mean reward", ylim=(0, 1.02))
@@ -468,7 +474,8 @@ wrong, right = stacked[:, :, 0].mean(0), stacked[:, :, 1].mean(0)
 parts = {"all wrong": wrong, "live": 1 - wrong - right, "all right": right}
 colours = ["C3", "C0", "C2"]
 axes[1].stackplot(steps, list(parts.values()), labels=list(parts), colors=colours, alpha=0.6)
-axes[1].set(title="only live groups teach", xlabel="step", ylabel="share of groups", ylim=(0, 1))
+axes[1].set(title="only live groups teach", xlabel="step", ylim=(0, 1))
+axes[1].set(ylabel=f"share of {len(RIGHT)} groups × {len(reward)} seeds")
 G = np.arange(1, 17)
 axes[2].set_xticks([1, 4, 8, 12, 16])
 P, C = (float(np.mean(x)) for x in ([P for P, _ in sizes], [n for _, ns in sizes for n in ns]))

@@ -4,12 +4,13 @@
 # **The question.** A critic is trained and its reward goes up. Has it learned to judge? Or only to
 # answer in a readable form, or to say "2" more often than "1"? Which curve tells which?
 #
-# **The equation.** An answer that cannot be read earns 0, so the reward is a product,
+# **The answer in one line.** An answer that cannot be read earns 0, so the reward is a product,
 #
 # $$\underbrace{P(\text{right})}_{\text{reward}}=
 #   \underbrace{P(\text{valid})}_{\text{format}}\cdot\underbrace{P(\text{right}\mid\text{valid})}_{\text{judgement}}$$
 #
-# and a rise from before to after splits exactly into a part by format and a part by judgement:
+# and with $v$ for valid and $j$ for judgement, before (0) and after (1), a rise splits exactly into a
+# part by format and a part by judgement:
 #
 # $$\Delta(v\,j)=\bar\jmath\,\Delta v+\bar v\,\Delta j,\qquad \bar v=\tfrac12(v_0+v_1),\ \bar\jmath=\tfrac12(j_0+j_1)$$
 #
@@ -44,7 +45,7 @@ SEED = 0
 # ## 1 · The run
 #
 # The household world at a reduced size: the shipped config with fewer tasks and steps, and without
-# playing episodes. IL first: a critic is trained that already knows how to act.
+# playing episodes. IL comes first, so that ACT trains a model that already knows how to act.
 
 # %%
 config = load_config(
@@ -90,8 +91,8 @@ for answer in groups[0]["answers"]:
 
 # %% [markdown]
 # Which pair is it, and in which order? Write the prompts of all pairs, both ways, and look it up. An
-# answer is right if it names the expert's action, by its number or in its own words; it is valid if it
-# names either.
+# answer is right if it names the expert's action, by its number or by its text; it is valid if it
+# names either action.
 
 # %%
 policy = load_policy(config.model, seed=SEED)
@@ -196,7 +197,6 @@ assert curve["entropy"][-FEW:].mean() < curve["entropy"][:FEW].mean()
 # %%
 policy.load_adapter(RUN / "stages" / "2-act" / "adapter")
 heldout = questions(p for p in pairs if p.split != "train")
-MOST = config.eval.judge_max_tokens
 orders = [
     order
     for q in heldout
@@ -336,11 +336,11 @@ for axis in (*axes[0], axes[1, 0]):
 
 free = {"accuracy": "asked: right", "given_valid": "asked: right, given valid"}
 errorbars(axes[1, 1], free | {"implicit": "not asked: implicit"})
-axes[1, 1].set_title("held out: judgement")
+axes[1, 1].set_title(f"held out: judgement (n = {len(heldout)} questions)")
 errorbars(
     axes[1, 2], {"expert_first": "expert's action first", "expert_second": "expert's action second"}
 )
-axes[1, 2].set_title("held out: position bias")
+axes[1, 2].set_title(f"held out: position bias (n = {len(heldout)})")
 for axis in (axes[1, 1], axes[1, 2]):
     axis.axhline(0.5, color="grey", linestyle=":", linewidth=0.8, label="guessing")
 for axis in (axes[0, 0], axes[0, 1], axes[1, 1], axes[1, 2]):
@@ -349,14 +349,17 @@ for axis in (axes[0, 0], axes[0, 1], axes[1, 1], axes[1, 2]):
 # %% [markdown]
 # **What you should see.** The reward rises. The printed splits say how much of that is format alone;
 # do not call that judgement. Compare the valid answers of base, IL and ACT in the table: what IL has
-# spoilt of the critic's format, by training the same few weights on acting only, ACT must first win back.
-# What is left is judgement; whether that part is more than noise, the intervals on held-out pairs tell,
-# and one seed is one seed. A gap between expert first and second is a habit, not a judgement.
-# Implicit judgement came with IL: to prefer the expert's action is what imitation trains, and it is far
-# better there than the judgement that the model can put into an answer.
+# spoilt of the critic's format, by training the same few weights on acting only, ACT must first win
+# back. What is left is judgement; whether that part is more than noise, the intervals of
+# "given_valid" on held-out pairs tell. In the run that is stored with this page those after IL and
+# after ACT overlap: more right answers, then, but no proof of better judgement; and one seed is one
+# seed. A gap between expert first and second is a habit, not a judgement. Implicit judgement came
+# with IL: to prefer the expert's action is what imitation trains, and after IL it is far better than
+# the judgement that the model can put into an answer. ACT trains the same few weights, and may cost
+# some of it.
 #
-# There is no reasoning in these answers: this model has none. With a pretrained model that thinks before it
-# chooses, watch the length too: it is the first sign of reasoning, or of rambling.
+# There is no reasoning in these answers: this model has none. With a pretrained model that thinks
+# before it chooses, watch the length too: it is the first sign of reasoning, or of rambling.
 #
 # ## Exercise
 #

@@ -4,7 +4,8 @@
 # **The question.** The last stage rewards the action itself. When can it help, and how do you find out
 # whether it did, rather than the extra computing that came with it?
 #
-# **The equation.** At an expert state s sample G actions, and reward each that is the expert's:
+# **The answer in one line.** At an expert state s sample G actions, and reward each that is the
+# expert's:
 #
 # $$r_i=\mathbf 1\big[\operatorname{canonical}(a_i)=\operatorname{canonical}(a^+)\big]$$
 #
@@ -50,8 +51,8 @@ SEEDS = (0, 1, 2)
 # %% [markdown]
 # ## 1 · The reward
 #
-# Two actions are the same if they differ only in what no environment cares about: capitals, spaces, a
-# full stop at the end; and in a tool call the order of keys and the form of numbers. From scratch:
+# Two actions are the same if they differ only in what no environment cares about: capitals, spaces,
+# punctuation at the end; and in a tool call the order of keys and the form of numbers. From scratch:
 
 
 # %%
@@ -127,7 +128,7 @@ def greedy_hits(policy):
 
 measured = next_action_accuracy(policy, prompter, heldout, config.eval, 0)["accuracy"]
 assert np.isclose(greedy_hits(policy).mean(), measured["value"])
-print(f"untrained: {measured['value']:.1%} [{measured['low']:.1%}, {measured['high']:.1%}]")
+print(f"initial policy: {measured['value']:.1%} [{measured['low']:.1%}, {measured['high']:.1%}]")
 
 # %% [markdown]
 # ## 3 · Two stages, and what their steps cost
@@ -243,9 +244,9 @@ def live_share(G, counts):
 
 
 policy.load_adapter(WORK / "fresh")
-counts = {"untrained": right_counts(policy)}
-greedy = {"untrained": greedy_hits(policy)}
-assert np.isclose(pass_at(1, counts["untrained"]), counts["untrained"].mean() / N)
+counts = {"initial policy": right_counts(policy)}
+greedy = {"initial policy": greedy_hits(policy)}
+assert np.isclose(pass_at(1, counts["initial policy"]), counts["initial policy"].mean() / N)
 few = np.random.default_rng(0).permuted(np.arange(N) < 3)  # a check: 3 of 16 are right
 drawn = [few[np.random.default_rng(i).choice(N, 4, replace=False)].any() for i in range(4000)]
 assert abs(np.mean(drawn) - pass_at(4, np.array([3]))) < 0.03
@@ -253,9 +254,9 @@ assert abs(np.mean(drawn) - pass_at(4, np.array([3]))) < 0.03
 # %% [markdown]
 # ## 5 · IL → RL against IL → IL
 #
-# Three seeds. In each, IL trains a start; RL goes on from it, and so does more IL, for as many steps as
-# it takes to spend RL's tokens. Data and held-out states are the same in all; adapters, batches and samples
-# differ.
+# Three seeds. In each, IL trains a start; RL goes on from it, and so does more IL, for as many steps
+# as it takes to spend RL's tokens. Data and held-out states are the same in all; adapters, batches
+# and samples differ.
 
 
 # %%
@@ -309,13 +310,13 @@ for seed in SEEDS:
 # What there was to reinforce, and what came of it, for seed 0:
 
 # %%
-print(f"{'':10}  greedy  pass@1  pass@4 pass@16   live groups of 8")
+print(f"{'':14}  greedy  pass@1  pass@4 pass@16   live groups of 8")
 for name, c in counts.items():
     rates = "".join(f"{pass_at(k, c):8.1%}" for k in (1, 4, 16))
-    print(f"{name:10}{greedy[name].mean():8.1%}{rates}  {live_share(8, c):8.1%}")
+    print(f"{name:14}{greedy[name].mean():8.1%}{rates}  {live_share(8, c):8.1%}")
     passes = [pass_at(k, c) for k in range(1, N + 1)]
     assert (np.diff(passes) >= -1e-12).all()  # more tries never hurt
-assert pass_at(8, counts["IL"]) > pass_at(8, counts["untrained"])
+assert pass_at(8, counts["IL"]) > pass_at(8, counts["initial policy"])
 
 # %% [markdown]
 # ## 6 · Did it make a difference?
@@ -358,8 +359,8 @@ only_rl, only_il = ((rl_hits > il_hits).sum(1), (il_hits > rl_hits).sum(1))
 print("states that only RL gets right, by seed:", only_rl, "  only IL:", only_il)
 
 # %% [markdown]
-# Next-action accuracy is asked in the expert's footsteps, where acting soon no longer is. So play,
-# for seed 0:
+# Next-action accuracy is asked at the expert's states, and an agent that acts by itself soon leaves
+# those. So let it play, for seed 0:
 
 # %%
 EPISODES = 40
@@ -376,9 +377,12 @@ for name in ("IL", "IL → RL", "IL → IL"):
 # ## 7 · How many episodes tell five points apart?
 #
 # The smaller a difference, the more episodes it takes to stand out from chance. To see a true
-# difference of two success rates p and q in 80 % of experiments, with a two-sided test at 5 %, each arm needs about
+# difference of two success rates p and q in 80 % of experiments, with a two-sided test at 5 %, each
+# arm needs about
 #
 # $$n=\frac{\big(1.96\sqrt{2\bar p(1-\bar p)}+0.84\sqrt{p(1-p)+q(1-q)}\big)^2}{(p-q)^2}$$
+#
+# episodes. $\bar p$ is the mean of p and q; 1.96 and 0.84 are the normal quantiles of 97.5 % and 80 %.
 
 
 # %%
@@ -407,7 +411,7 @@ for p in (0.05, 0.30, 0.60):
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-colours = {"untrained": "grey", "IL": "C2", "IL → RL": "C0", "IL → IL": "C1"}
+colours = {"initial policy": "grey", "IL": "C2", "IL → RL": "C0", "IL → IL": "C1"}
 for name, done in runs.items():
     spent = np.array([[0, *(at for at, _ in seen)] for seen, _ in done]) / 1000
     rates = np.array([
@@ -415,16 +419,18 @@ for name, done in runs.items():
         for start, (seen, _) in zip(starts, done)
     ])  # fmt: skip
     axes[0].plot(spent.T, rates.T, color=colours[name], alpha=0.3, linewidth=1)
-    axes[0].plot(spent.mean(0), rates.mean(0), "o-", color=colours[name], label=f"{name}, mean")
+    mean_of = f"{name}, mean of {len(SEEDS)} seeds"
+    axes[0].plot(spent.mean(0), rates.mean(0), "o-", color=colours[name], label=mean_of)
 low, high = wilson(starts[0].sum(), len(heldout))
 axes[0].errorbar(0, (low + high) / 2, (high - low) / 2, fmt="none", color="grey", capsize=4)
-axes[0].plot([], color="grey", label="95 % interval of one run")
+axes[0].plot([], color="grey", label=f"95 % interval of one run, n = {len(heldout)}")
 axes[0].set(title="next action, held out", xlabel="thousand tokens after IL", ylabel="share right")
 for name, c in counts.items():
     k = np.arange(1, N + 1)
     axes[1].plot(k, [pass_at(int(j), c) for j in k], color=colours[name], label=name)
     axes[1].plot(1, greedy[name].mean(), "x", color=colours[name])
 axes[1].set(title="pass@k of samples; × greedy (seed 0)", xlabel="k", ylim=(0, 1.02))
+axes[1].set_ylabel(f"share of {len(heldout)} states with a right one")
 axes[1].set_xticks([1, 4, 8, 12, 16])
 axes[2].axhline(0, color="grey", linewidth=0.8)
 axes[2].plot(np.linspace(-0.05, 0.05, len(SEEDS)), 100 * difference, "o", color="C0", alpha=0.5)
@@ -438,28 +444,30 @@ for axis in axes[:2]:
     axis.legend(fontsize=8, loc="lower right")
 
 # %% [markdown]
-# **What you should see.** RL raises next-action accuracy or not: read the numbers, and read them beside
-# the other arm. Against its own start, RL is credited with whatever more training of any kind would have
-# brought; at equal tokens, only with the difference. If either interval of the difference holds 0, this
-# run cannot tell the arms apart; that is no proof that they are equal. Three seeds that happen to agree
-# make the first interval small; the second does not forget how few states were asked. The success
-# rates are further still from telling anything: section 7 says how many episodes that takes.
+# **What you should see.** RL raises next-action accuracy or not: read the numbers, and read them
+# beside the other arm. Against its own start, RL is credited with whatever more training of any kind
+# would have brought; at equal tokens, only with the difference. If either interval of the difference
+# holds 0, this run cannot tell the arms apart; that is no proof that they are equal. (In the run that
+# is stored with this page neither holds 0, and more imitation did better than RL, with the same
+# tokens and more operations.) Three seeds that happen to agree make the first interval small; the
+# second does not forget how few states were asked. The success rates are further still from telling
+# anything: section 7 says how many episodes that takes.
 #
 # Read pass@k from both ends. At k = 1 it is what RL was rewarded for. If it rises there and not at the
 # largest k, RL has made likely what was possible before, and has found nothing new. A state at which no
 # sample is right gives a dead group: there RL has nothing to go by, and after IL there are fewer of
 # those.
 #
-# A model of this size says nothing about which recipe is best for a pretrained one; even here a longer
-# first IL can change the answer: try stage.il.steps=40. What carries over is the way to ask: the same
-# start, equal compute in a stated unit, several seeds, paired differences.
+# A model of this size says nothing about which recipe is best for a pretrained one; even here another
+# length of the first IL may give another answer: try stage.il.steps=40. What carries over is the way
+# to ask: the same start, equal compute in a stated unit, several seeds, paired differences.
 #
 # ## Exercise
 #
 # How many answers should a group have? A larger G makes more groups live and costs more tokens. With
-# the counts after IL above, which G gives the most live groups per token sampled if a prompt is computed
-# once, P + G·C, and which if it is computed for every answer, G·(P + C)? Which of the two must be the
-# larger, and why?
+# the counts after IL above, which G from 2 to 16 gives the most live groups per token sampled if a
+# prompt is computed once, P + G·C, and which if it is computed for every answer, G·(P + C)? Which of
+# the two can never be the smaller, and why?
 
 # %%
 # solution: the two prices differ by the factor G·(P + C) / (P + G·C), which grows with G, so going

@@ -8,7 +8,13 @@
 # **The answer in one line.** A log is a list of expert states. Whatever needs only states works: pairs,
 # ACT, IL, RL on the expert's action. What needs a world (success rates) cannot be measured; on tasks
 # held out from training you can measure two things: how often the agent's next action is the log's,
-# and how often it tells the log's action from one that the untrained model would have taken.
+# and how often it tells the log's action from one that the initial policy proposed:
+#
+# $$\text{next action}=\frac1n\sum_{(s,a^+)}\mathbf 1\big[c(\hat a)=c(a^+)\big],\qquad
+#   \text{judgement}=\frac1{2m}\sum_{(s,a^+,a^-)}\ \sum_{\text{both orders}}\mathbf 1\big[\text{the choice is }a^+\big]$$
+#
+# over $n$ held-out states and $m$ held-out pairs; $\hat a$ is the policy's likeliest action at $s$,
+# and $c$ the canonical form in which actions are compared.
 #
 # This page imports a log that ships with miniact, splits it by task, makes pairs, runs ACT → IL → RL
 # and measures both before and after.
@@ -43,7 +49,7 @@ SEED = 0
 #
 # OpenAI's chat format, one conversation a line. This one was written by the household world's expert
 # (`assets/logs/make.py` beside it made it); one episode in twelve is a failure, as real logs have them.
-# From here on the world is not used any more: the file is all there is.
+# From here on no world is used: the file is all there is.
 
 # %%
 lines = (LOGS / "household-chat.jsonl").read_text().splitlines()
@@ -56,7 +62,7 @@ for message in conversation["messages"][:6]:
 # ## 2 · From turns to states
 #
 # The first user message is the task, what follows each later one is an observation, what the assistant
-# says is an action. From scratch that is ten lines:
+# says is an action. From scratch that is a short loop:
 
 # %%
 task, seen, by_hand = None, [], []
@@ -146,6 +152,7 @@ rng = np.random.default_rng(SEED)
 rows = rng.permutation(len(trajectories))[: len(held)]
 others = {t.task for i, t in enumerate(trajectories) if i not in rows}
 leaked = sum(trajectories[i].task in others for i in rows)
+assert leaked > 0
 print(f"{len({t.task for t in trajectories})} tasks in {len(trajectories)} episodes")
 print(f"held out by task: {len(held)} episodes, 0 of them with a task that is trained on")
 print(f"held out by row:  {len(rows)} episodes, {leaked} of them with a task that is trained on")
@@ -153,7 +160,7 @@ print(f"held out by row:  {len(rows)} episodes, {leaked} of them with a task tha
 # %% [markdown]
 # ## 5 · Pairs, ACT → IL → RL, and both measures before and after
 #
-# One call (`miniact run own-logs`) does the rest: the initial model proposes its own action at
+# One call (`miniact run own-logs`) does the rest: the initial policy proposes its own action at
 # expert states, those that differ from the log's become pairs, then each stage goes on from the one
 # before, and every stage is measured on the held-out tasks.
 
@@ -169,7 +176,7 @@ config = load_config(
 )
 assert config.env.name == "none"
 run = WORK / "run"
-start_run(config, run, Console(file=(WORK / "log.txt").open("w")))
+start_run(config, run, Console(quiet=True))
 pair = read_pairs(run / "pairs.jsonl")[0]
 print(f"task: {pair.state.task}\nseen: {pair.state.observation}")
 print(f"the log's action a⁺ = {pair.expert!r}, the model's own a⁻ = {pair.alternative!r}")
@@ -187,33 +194,33 @@ for k, (name, rates) in enumerate(measures.items()):
     values = np.array([r["value"] for r in rates])
     spread = np.array([[v - r["low"], r["high"] - v] for v, r in zip(values, rates)]).T
     place = np.arange(len(stages)) + 0.08 * (k - 1)
-    axes.errorbar(place, values, spread, fmt="o-", capsize=3, label=name)
+    axes.errorbar(place, values, spread, fmt="o-", capsize=3, label=f"{name} (n={rates[0]['n']})")
     cells = "  ".join(f"{s} {100 * v:.0f}" for s, v in zip(stages, values))
     print(f"{name:33} {cells} %   (n={rates[0]['n']})")
 axes.set_xticks(range(len(stages)), stages)
-axes.set_ylim(0, 1)
+axes.set_ylim(0, 1.3)
+axes.set_yticks(np.arange(0, 1.01, 0.2))
 axes.set_ylabel("share, 95 % interval")
-axes.legend(fontsize=8)
+axes.legend(fontsize=8, loc="upper left")
 figure.tight_layout()
 
 before, after = (results[s]["next_action"]["accuracy"] for s in (stages[0], stages[-1]))
-assert after["value"] > before["value"]
+assert after["low"] > before["high"]
 
 # %% [markdown]
-# **What you should see.** The next action agrees with the log far more often than before, mostly
-# thanks to IL. Explicit judgement rises during ACT, the stage that trains it, and may fall again when
-# IL trains the same few weights on acting only; the judgement that acting implies rises with IL.
-# The intervals overlap between neighbouring stages: this log is small. And agreement is not success:
-# where two actions are equally good, a log shows only one, and the other counts as wrong. Whether the
-# agent now solves more tickets, only a test in its real surroundings tells.
+# **What you should see.** The next action agrees with the log far more often than before, and IL adds
+# the most. Explicit judgement rises during ACT, the stage that trains it, and may fall again when IL
+# trains the same few weights on acting only; the judgement that acting implies rises with IL. Most
+# intervals of neighbouring stages overlap: this log is small. And agreement is not success: where two
+# actions are equally good, a log shows only one, and the other counts as wrong. Whether the agent now
+# solves more tickets, only a test in its real surroundings tells.
 #
 # ## Exercise
 #
 # How many held-out states does it take until a next-action accuracy of one half is known to within
 # five percentage points either way? Work it out with the Wilson interval, then compare with the n above.
-# For large n the interval's
-#
-# $$\text{half-width}\approx 1.96\sqrt{\hat p(1-\hat p)/n}$$
+# (Tutorial 02 has it in full; for large n its half-width is about $1.96\sqrt{\hat p(1-\hat p)/n}$, where
+# $\hat p$ is the share measured.)
 
 # %%
 # solution: the half-width of the interval falls like 1/√n; look for the first n

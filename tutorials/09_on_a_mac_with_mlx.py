@@ -12,8 +12,8 @@
 #   \nabla_\theta L^{\text{mlx}}=\nabla_\theta L^{\text{torch}},\qquad
 #   \theta:\ y=Wx+\tfrac{\alpha}{r}\,B\,A\,x$$
 #
-# This page runs on a Mac (Metal) and on Linux (`mlx[cpu]`, whose kernels are slow: hence the tiny model).
-# It was only ever run on Linux; Metal itself has not been tested.
+# This page runs on a Mac (Metal) and on Linux (`mlx[cpu]`, whose kernels are slow: hence the tiny
+# model). It was only ever run on Linux; Metal itself has not been tested.
 
 # %%
 try:
@@ -278,7 +278,7 @@ right.axhline(
     2**-23 * curves["torch"].max(), color="C1", linestyle="--", label="one rounding step of float32"
 )
 right.set_xlabel("step")
-right.set_ylabel("difference of the losses")
+right.set_ylabel("difference of the losses, nats")
 right.legend(fontsize=8)
 figure.tight_layout()
 print(f"largest difference of the losses: {difference.max():.1e}")
@@ -320,10 +320,11 @@ print("PEFT alone gives the same logits")
 # %% [markdown]
 # ## 7 · Into mlx-lm's own format
 #
-# mlx-lm keeps adapters in another form: transposed, and with α/r written out as one scale. A trap lies
-# in the base: transformers 5 writes `rope_theta` inside `rope_parameters`, and mlx-lm looks for it at
-# the top; where it finds none it assumes 10,000 and says nothing. miniact puts it there for itself.
-# For mlx-lm alone, put it there once (`--to merged` does):
+# mlx-lm keeps adapters in another form: transposed, and with α/r written out as one scale. A trap
+# lies in the base: transformers 5 writes `rope_theta` inside `rope_parameters`, and mlx-lm looks for
+# it at the top; where it finds none it assumes 10,000 and says nothing. That happens to be the tiny
+# model's value; Qwen3's is a million. miniact puts it there for itself. For mlx-lm alone, put it
+# there once (`--to merged` does):
 
 # %%
 shutil.copytree(BASE, WORK / "base")
@@ -369,7 +370,7 @@ def affine(w):
 
 def quantiles(n):
     """n probabilities from the middle to the edge of a normal distribution, as z, the middle left out."""
-    at = np.linspace(0.5, 0.9677083, n + 1)[1:]
+    at = np.linspace(0.5, 0.9677083, n + 1)[1:]  # the last as in tutorial 03: at 1 it is infinite
     return np.array([NormalDist().inv_cdf(p) for p in at])
 
 
@@ -459,12 +460,12 @@ config = load_config(find_config("qwen3-0.6b"), ["model.backend=mlx", "model.ada
 assert config.recipe[2] == "rl" and config.model.backend == "mlx"
 
 # %% [markdown]
-# **What you should see.** Two loss curves that cannot be told apart. Their difference is rounding: near
-# one step of float32 at first, then more, since every step feeds on the one before, but it does not run
-# away. Log-probs, gradients and adapters agree to about five digits. Sampling is the exception: each library has
-# its own random numbers, so ACT and RL draw other answers from the same seed, and two runs are then
-# alike in distribution only. And a stage resumes only on the backend where it began, because the
-# optimizers' states are stored differently.
+# **What you should see.** Two loss curves that cannot be told apart. Their difference is rounding:
+# near one step of float32 at first, then more, since every step feeds on the one before, but it does
+# not run away. Log-probs, gradients and adapters agree to about five digits. Sampling is the
+# exception: each library has its own random numbers, so ACT and RL draw other answers from the same
+# seed, and two runs are then alike in distribution only. And a stage resumes only on the backend
+# where it began, because the optimizers' states are stored differently.
 #
 # ## Exercise
 #
@@ -482,4 +483,4 @@ def first_step(bias_correction):
 # solution: with it m̂/√v̂ = ±1, so the step is the learning rate; without it (1 − β₁)/√(1 − β₂) of it
 factor = first_step(False) / first_step(True)
 assert np.isclose(factor, (1 - 0.9) / np.sqrt(1 - 0.999), rtol=1e-3)
-print(f"{factor:.2f} times as far, and in the first steps of every stage")
+print(f"{factor:.2f} times as far, in the first step of every stage")

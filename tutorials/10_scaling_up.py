@@ -10,9 +10,10 @@
 # $$M = M_{\text{process}}+\underbrace{N\,b}_{\text{weights}}+\underbrace{8\,n}_{\text{adapter, gradients}}
 #   +\underbrace{8\,n}_{\text{AdamW}}+\max\big(M_{\text{activations}}+M_{\text{logits}},\;M_{\text{KV cache}}\big)$$
 #
-# with $N$ frozen weights of $b$ bytes, $n$ trained ones. Each part is worked out by hand below and
-# asserted equal to what `miniact plan` says. The plan is then held against a measured peak of the tiny
-# model on this CPU. **Nothing on this page has been measured on a GPU**: 24 GB is arithmetic so far.
+# with $N$ frozen weights of $b$ bytes and $n$ trained ones, whose moments take 2 bytes instead of 8
+# where AdamW keeps them in 8 bits. Each part is worked out by hand below and asserted equal to what
+# `miniact plan` says. The plan is then held against a measured peak of the tiny model on this CPU.
+# **Nothing on this page has been measured on a GPU**: 24 GB is arithmetic so far.
 
 # %%
 import json
@@ -47,11 +48,15 @@ from miniact.plan import (
 # %% [markdown]
 # ## 1 · Shapes
 #
-# Eight numbers describe a decoder. They stand in the `config.json` beside the weights; those of the
-# models that the shipped configs name are also in `miniact.cost`, so that planning downloads nothing.
-# Every layer has $W_q$, $W_k$, $W_v$, $W_o$ and three matrices of a gated MLP:
+# Eight numbers describe a decoder. They stand in the `config.json` beside the weights; those of both
+# Qwen3 models are also in `miniact.cost`, so that planning for them downloads nothing. Every layer
+# has $W_q$, $W_k$, $W_v$, $W_o$ and three matrices of a gated MLP:
 #
 # $$N = \underbrace{(1\text{ or }2)\,V h}_{\text{embedding, head}}+L\,\big(2\,h\,q+2\,h\,k+3\,h\,f\big)+(2L+1)\,h$$
+#
+# $L$ layers, $h$ channels, $q$ and $k$ the widths of queries and of keys (heads times their size),
+# $f$ that of the MLP, $V$ words; one matrix serves as embedding and head where they are *tied*.
+# (Qwen3's norms of queries and keys are left out: two vectors of a head's size in a layer.)
 
 # %%
 smollm2 = {
@@ -135,7 +140,8 @@ for s in shapes:
 #
 # LoRA adds $r\,(i+o)$ weights beside a layer with $i$ inputs and $o$ outputs. They are float32, and so
 # are their gradients: 8 bytes each. AdamW keeps two moments: 8 bytes more, or 2 in 8 bits (QLoRA on a
-# GPU). Training *all* weights would keep gradients and moments for all of them:
+# GPU). Training *all* weights would keep gradients (bfloat16) and moments (float32) for all
+# of them:
 
 # %%
 q, k, h, f = qwen.heads * qwen.head_dim, qwen.kv_heads * qwen.head_dim, qwen.hidden, qwen.ff
@@ -155,9 +161,9 @@ print(f"all weights: gradients {2 * N / GB:.1f} GB, moments {8 * N / GB:.1f} GB"
 # ## 5 · Activations
 #
 # The backward pass needs what the forward pass computed. Per token a layer keeps about $5h$ numbers
-# (inputs and norms), $3f$ (the gated MLP) and $7r$ (LoRA's narrow products); attention keeps queries, keys,
-# values and outputs. With the prompt shared, $P+GC$ tokens pass, not $G(P+C)$; each answer sees a copy of
-# the prompt's keys and values.
+# (inputs and norms), $3f$ (the gated MLP) and $7r$ (LoRA's narrow products); attention keeps queries,
+# keys, values and outputs. With the prompt shared, $P+GC$ tokens pass, not $G(P+C)$; each answer sees
+# a copy of the prompt's keys and values.
 #
 # *Checkpointing* keeps only each layer's input, $h$ numbers a token, and computes a layer again when its
 # turn comes: then one layer's worth exists at a time.
@@ -183,9 +189,10 @@ assert training_bytes(qwen, no_checkpoints, work, "bfloat16") == by_hand
 # ## 6 · Logits
 #
 # A vocabulary of 150,000 words is what surprises people: logits, their float32 copy and the
-# probabilities take 10 bytes per word *and token*. Two habits keep them small: compute them at the answers'
-# tokens only, and for 512 tokens at a time, forming the gradient of $h$ at once. They and the gradients
-# that pass an MLP do not exist together: the *largest buffer* below is the larger of the two.
+# probabilities take 2 + 4 + 4 bytes per word *and token*. Two habits keep them small: compute them at
+# the answers' tokens only, and for 512 tokens at a time, with their gradient formed before the next
+# 512. They and the gradients that pass an MLP do not exist together: the *largest buffer* below is
+# the larger of the two.
 
 # %%
 for label, tokens in (
@@ -198,9 +205,10 @@ for label, tokens in (
 # %% [markdown]
 # ## 7 · The KV cache
 #
-# Sampling keeps the keys and values of every token in every layer: $2Lk$ numbers. The prompt's are kept
-# once for all answers; the answers' count twice, to allow for copies when finished answers leave the
-# batch. Nothing else is kept, and sampling and training never happen together: the larger one counts.
+# Sampling keeps the keys and values of every token in every layer: $2Lk$ numbers. The prompt's are
+# kept once for all answers; the answers' count twice, to allow for copies when finished answers leave
+# the batch. On top comes the larger of two buffers: the logits of one step, or one layer while the
+# prompt is read. Sampling and training never happen together: the larger of them counts.
 
 # %%
 per_token = 2 * L * k * b
@@ -218,10 +226,10 @@ assert plan.sampling < plan.training
 # %% [markdown]
 # ## 8 · All together, and what each lever does
 #
-# First four models, each in bfloat16 with LoRA and without checkpointing. Then Qwen3-8B, starting from one
-# row per answer with all logits at once, one lever pulled after the other. Then the shipped config with one
-# lever taken away. One row per answer is the plan's own estimate for $G$ separate sequences; logits at
-# once are added by hand.
+# First four models, each in bfloat16 with LoRA and without checkpointing. Then Qwen3-8B, starting
+# from one row per answer with all logits at once, one lever pulled after the other. Then the shipped
+# config with one lever taken away. One row per answer is the plan's own estimate for $G$ separate
+# sequences; logits at once are added by hand.
 
 # %%
 PARTS = ("process", "weights", "adapter, gradients", "optimizer", "activations", "largest buffer")
@@ -292,6 +300,7 @@ for axis, bars in zip(axes, (models, levers)):
     axis.axhline(24, color="black", linewidth=0.8, linestyle="--")
     axis.set_xticks(range(len(bars)), bars, rotation=30, ha="right", fontsize=8)
 axes[0].set_ylabel("GB, planned")
+axes[1].set_ylabel("GB, planned")
 axes[0].set_title("LoRA, no checkpointing", fontsize=10)
 axes[1].set_title("Qwen3-8B, one lever after the other", fontsize=10)
 axes[0].text(-0.4, 24.5, "24 GB", va="bottom", fontsize=8)
@@ -304,9 +313,10 @@ assert [gb.sum() > 24 for gb in levers.values()] == [True, True, True, False, Fa
 # %% [markdown]
 # ## 9 · Is the plan true? A measurement
 #
-# The one thing that can be measured here: real training steps of the tiny model, in a process of its own,
-# whose peak of resident memory the system counts. Freed memory must go back at once, hence the two
-# settings of malloc. The libraries' own memory and the weights are there before and are taken off.
+# The one thing that can be measured here: real training steps of the tiny model, in a process of its
+# own, whose peak of resident memory the system counts. Freed memory must go back at once, hence the
+# two settings of malloc. The libraries' own memory and the weights are there before and are taken
+# off.
 
 # %%
 CHILD = """
@@ -381,9 +391,9 @@ figure.tight_layout()
 # %% [markdown]
 # ## 10 · From the tiny config to the large one, line by line
 #
-# Scaling up is another config, not other code. Both are resolved, defaults included, and compared; stages
-# that are not in the recipe are left out. Every line that differs must match a reason below, or this
-# cell fails.
+# Scaling up is another config, not other code. Both are resolved, defaults included, and compared;
+# stages that are not in the recipe are left out. Every line that differs must match a reason below,
+# or this cell fails.
 
 # %%
 WHY = {
@@ -432,19 +442,20 @@ for why in WHY.values():
 print(f"\n{len(trained)} of {len(a)} values differ")
 
 # %% [markdown]
-# **What you should see.** On the left only Qwen3-8B passes 24 GB, and the tiny model's bar is hardly more
-# than the process itself. On the right, sharing the prompt and checkpointing take the most away, both from
-# the activations; with them the step fits under the line even in bfloat16, but barely, and QLoRA halves
-# what is left. Taken away one at a time, checkpointing and the token budget are the two that cannot be
-# missed. The measured dots lie on the planned lines, a few fixed megabytes apart in the small batches.
-# That is the evidence there is. For a GPU the same formulas stand unchecked, and they leave out what
-# its allocator wastes between blocks: plan with room to spare.
+# **What you should see.** In the bars on the left only Qwen3-8B passes 24 GB, and the tiny model's is
+# hardly more than the process itself. On the right, sharing the prompt and checkpointing take the
+# most away, mostly from the activations; with them and the chunked logits the step fits under the
+# line even in bfloat16, but barely, and QLoRA halves what is left. Taken away one at a time,
+# checkpointing and the token budget are the two that cannot be missed. The measured dots lie on the
+# planned lines, some megabytes above them in the small batches. That is the evidence there is. For a
+# GPU the same formulas stand unchecked, and they leave out what its allocator wastes between blocks:
+# plan with room to spare.
 #
 # ## Exercise
 #
-# You have 12 GB. How long can a prompt of Qwen3-8B be, with answers of 512 tokens, if one answer at a
-# time goes through a training pass? Look for the longest $P$, then explain the slope: how many bytes does
-# one more token of prompt cost?
+# You have 12 GB. How long can a prompt of Qwen3-8B be under the shipped config, with answers of 512
+# tokens, if one answer at a time goes through a training pass? Look for the longest $P$, then explain
+# the slope: how many bytes does one more token of prompt cost?
 
 
 # %%
