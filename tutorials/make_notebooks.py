@@ -5,7 +5,8 @@
 
 Needs jupytext, nbclient, nbformat and ipykernel (pip install -e ".[dev]"). Each tutorial is run from
 top to bottom in a fresh kernel, with one thread and a fixed hash seed, so that running it again gives
-the same file (but for the memory that 10 measures); no clock, no path of this machine and no half notebook is ever written.
+the same file (but for the memory that 10 measures). No clock, no path of this machine and no half
+notebook is ever written.
 """
 
 from __future__ import annotations
