@@ -1,29 +1,33 @@
 """`miniact compare --budget 30m`: the largest comparison that fits a time limit.
 
-Nothing is guessed. First the data and the base evaluation of the first seed are made, which the
-comparison needs anyway, then a few steps of every stage. From the seconds of these follows what all
-runs would take. What does not fit is cut in a fixed order: steps to a half, seeds to three, rows
-from the end of the list, steps again, seeds again. Evaluations are never cut: fewer seeds or steps
-show in the table, a smaller evaluation would not.
+First the data and the base evaluation of the first seed are made, which the comparison needs
+anyway, then a few steps of every stage. From the seconds of these follows, with a margin, what all
+runs would take. It is an estimate: nothing is stopped when the time is over.
+
+What does not fit is cut in a fixed order: steps to a half, seeds to three, rows from the end of the
+list, steps again, seeds again. Evaluations are never cut: fewer seeds or steps show in the table, a
+smaller evaluation would not.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Console
 
 from miniact.compare import Comparison, begin, common_stages, siblings
-from miniact.config import Config, differing, with_overrides
+from miniact.config import Config, differing, load_config, to_dict, with_overrides
 from miniact.errors import UserError
 from miniact.pipeline import run_recipe
 from miniact.report import read_metrics
-from miniact.report_folder import read_json
-from miniact.runs import write_json
+from miniact.runs import read_json, write_json
 
 PROBE_STEPS = 5  # of each stage; the first, which warms up, is not counted
 MARGIN = 1.2  # trained policies play longer episodes than the base, other work slows a machine
@@ -80,11 +84,12 @@ class Speed:
     def estimate(self, comparison: Comparison) -> float:
         """Seconds of all runs; what the runs of a seed have in common counts once."""
         before: list[Config] = []
-        total = self.data + self.evaluation
+        total = self.data
         for config in comparison.configs(comparison.seeds[0]).values():
-            shared = max([0, *(common_stages(config, other) for other in before)])
+            shared = max([-1, *(common_stages(config, other) for other in before)])
             before.append(config)
-            for name in config.recipe[shared:]:
+            total += self.evaluation if shared < 0 else 0  # of the base model
+            for name in config.recipe[max(0, shared) :]:
                 total += getattr(config.stage, name).steps * self.step[name] + self.evaluation
         return len(comparison.seeds) * total
 
@@ -96,9 +101,11 @@ def measure(whole: Comparison, console: Console) -> Speed:
     def timed(name: str, *settings: str) -> tuple[Path, dict[str, float]]:
         config = with_overrides(whole.config, [f"seed={seed}", *settings])
         out = whole.folder / "budget" / name / f"seed{seed}"
-        if not out.exists():
+        saved = out / "config.yaml"
+        same = saved.is_file() and not differing(to_dict(load_config(saved)), to_dict(config))
+        if not (same and (out / "results.json").is_file()):  # half a measurement tells no time
+            shutil.rmtree(out, ignore_errors=True)
             begin(config, out, siblings(whole.folder, seed))
-        if not (out / "results.json").is_file():
             run_recipe(config, out, console)
         return out, read_json(out / "results.json")["seconds"]
 
@@ -109,7 +116,7 @@ def measure(whole: Comparison, console: Console) -> Speed:
     step = {}
     for key, rows in read_metrics(out).items():
         times = [row["time"] for row in rows]
-        step[key.partition("-")[2]] = (times[-1] - times[0]) / (len(times) - 1)
+        step[key.partition("-")[2]] = statistics.median(b - a for a, b in pairwise(times))
     data = sum(base.get(part, 0) for part in ("collect", "pairs")) + probe.get("reflections", 0)
     return Speed(data, base.get("evaluate", 0.0), step)
 
@@ -165,7 +172,7 @@ def fit(whole: Comparison, seconds: float, console: Console) -> Comparison:
     }
     if saved.is_file():
         known = read_json(saved)
-        changed = differing(known["asked"], asked)
+        changed = differing(known.get("asked", {}), asked)
         if changed:
             raise UserError(
                 f"{whole.folder}: was sized for another {changed[0]!r}; choose another --out"
@@ -178,7 +185,8 @@ def fit(whole: Comparison, seconds: float, console: Console) -> Comparison:
                 f"{whole.folder}: holds a comparison that was not sized by --budget; leave it out, "
                 "or choose another --out"
             )
-        speed = measure(whole, console)
+        with whole.alone_with(whole.seeds[0]):
+            speed = measure(whole, console)
         size, need = choose(whole, speed, seconds - (time.monotonic() - start))
         shown = f"about {need / 60:.1f} minutes"
         write_json(saved, {"asked": asked, "given": asdict(size), "measured": asdict(speed)})

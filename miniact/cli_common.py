@@ -34,6 +34,12 @@ def friendly(command: Callable) -> Callable:
         except UserError as error:
             click.echo(f"miniact: {error}", err=True)
             sys.exit(2)
+        except OSError as error:
+            if not error.filename:
+                raise
+            where = f"{error.filename}: {error.strerror}; mend it, or choose another place"
+            click.echo(f"miniact: {where}", err=True)
+            sys.exit(2)
         except (Interrupted, KeyboardInterrupt):
             out = kwargs.get("out") or kwargs.get("resume")
             same = "; the same command goes on" if "recipes" in kwargs else ""

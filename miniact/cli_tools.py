@@ -111,7 +111,9 @@ def alfworld_games(out, train, seen, unseen, seed):  # type: ignore[no-untyped-d
     help='For example "il; act,il,rl; long: il stage.il.steps=870"; default: the paper\'s rows.',
 )
 @click.option("--seeds", default="0-4", show_default=True, help="Ranges and numbers: 0-4, 0,2,7.")
-@click.option("--baseline", help="Row that the others are compared with (default: il).")
+@click.option(
+    "--baseline", help="Row that the others are compared with (default: il, else the first)."
+)
 @click.option(
     "--budget", help="Cut steps, seeds and rows, the last first, until it fits: 90s, 30m, 2h."
 )
@@ -138,8 +140,7 @@ def compare(  # type: ignore[no-untyped-def]  # noqa: PLR0913
     rows, numbers = parse_recipes(recipes, config), parse_seeds(seeds)
     asked = Comparison(out, config, tuple(rows), tuple(numbers), choose_baseline(baseline, rows))
     limit, console = parse_budget(budget) if budget else None, Console()
-    if limit is None:
-        asked.check()
+    (asked.check_rows if limit else asked.check)()
     check_all_fit(asked, console, force)
     run_comparison(fit(asked, limit, console) if limit else asked, console)
 

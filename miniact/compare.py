@@ -12,10 +12,10 @@ bytes as a run that did everything itself. Going on after a kill is the same com
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from miniact.runs import (
     drop_lines,
     explain_full_disk,
     locked,
+    read_json,
     whole_folder,
     write_json,
     write_text,
@@ -127,7 +128,7 @@ def _share_stages(config: Config, source: Path, n: int, target: Path) -> None:
     seconds: dict[str, float] = {}
     for file in (source / "shared.json", source / "results.json"):
         if file.is_file():
-            seconds |= json.loads(file.read_text())["seconds"]
+            seconds |= read_json(file).get("seconds", {})
     kept = {part: seconds[part] for part in ("collect", "pairs", *keys) if part in seconds}
     write_json(target / "shared.json", {"run": source.parent.name, "stages": keys, "seconds": kept})
 
@@ -164,14 +165,20 @@ class Comparison:
                 raise UserError(f"--recipes: {recipe.name}: {error}") from None
         return found
 
+    def check_rows(self) -> None:
+        """UserError for a row that is no recipe, and for a folder that is no comparison's."""
+        if (self.folder / "config.yaml").is_file():
+            raise UserError(f"{self.folder}: holds a run, not a comparison; choose another --out")
+        for seed in self.seeds:
+            self.configs(seed)
+
     def check(self) -> None:
         """Everything that can be wrong, before hours of work. Changes nothing.
 
-        Raises UserError for a row that is no recipe, and for a folder whose results cannot stand in
-        one table with these, naming the key that differs.
+        Raises UserError as `check_rows`, and where results in the folder cannot stand in one table
+        with these, naming the key that differs.
         """
-        if (self.folder / "config.yaml").is_file():
-            raise UserError(f"{self.folder}: holds a run, not a comparison; choose another --out")
+        self.check_rows()
         saved = self.folder / "compare.yaml"
         if saved.is_file():
             changed = differing(to_dict(load_config(saved)), self.shared())
@@ -207,18 +214,23 @@ class Comparison:
         """
         failed: dict[str, dict[int, str]] = {}
         for seed in self.seeds:
-            busy = (
-                f"{self.folder}: another miniact compares seed {seed} in this folder; wait for it, "
-                "or take other --seeds"
-            )
-            with locked(self.folder / f".seed{seed}.lock", busy):
+            with self.alone_with(seed):
                 for recipe, config in zip(self.recipes, self.configs(seed).values()):
                     try:
                         self._run_one(recipe, config, console)
-                    except UserError as error:
-                        failed.setdefault(recipe.name, {})[seed] = str(error)
-                        console.print(f"failed: {error}", highlight=False, markup=False)
+                    except (UserError, RuntimeError, OSError) as error:  # also: out of memory
+                        reason = " ".join((str(error) or repr(error)).split())[:300]
+                        failed.setdefault(recipe.name, {})[seed] = reason
+                        console.print(f"failed: {reason}", highlight=False, markup=False)
         return failed
+
+    def alone_with(self, seed: int) -> AbstractContextManager[None]:
+        """Keep other processes from this seed; UserError if one is at work on it."""
+        return locked(
+            self.folder / f".seed{seed}.lock",
+            f"{self.folder}: another miniact compares seed {seed} in this folder; wait for it, or "
+            "take other --seeds",
+        )
 
     def _run_one(self, recipe: Recipe, config: Config, console: Console) -> None:
         out = self.path(recipe.name, config.seed)

@@ -5,7 +5,7 @@ Over the n seeds of a recipe, with t the 97.5 % quantile of Student's distributi
     mean ± std,   interval mean ± t·std/√n,   difference: the same of (x_seed − baseline_seed)
 
 A seed fixes tasks, held-out states, pairs and the fresh adapter, so differences within a seed are
-free of what the seeds differ in. The intervals are over seeds, and assume that means are normal.
+free of what the seeds differ in. The intervals are over seeds, whose values they take as normal.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def measured(run: Run) -> dict[str, float]:
     for label, path in rate_paths(run.results).items():
         value: Any = last
         for part in path:
-            value = value[part]
-        if value["value"] is not None:
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, dict) and value.get("value") is not None:
             found[label] = value["value"]
     for split, result in last.get("splits", {}).items():
-        if result["score"] is not None:
+        if result.get("score") is not None:
             found[f"mean score, {split}"] = result["score"]
     return found
 
@@ -80,7 +80,7 @@ def build(
     drop_plain_scores(values)
     rows = []
     for name, group in runs.items():
-        costs = [training_cost(read_metrics(r.path), r.config["stage"]) for r in group]
+        costs = [training_cost(read_metrics(r.path), r.config.get("stage") or {}) for r in group]
         known = [label for label in values[name][0] if all(label in v for v in values[name])]
         metrics = {}
         for label in known:
@@ -116,11 +116,13 @@ def drop_plain_scores(values: dict[str, list[dict[str, float]]]) -> None:
 def columns(comparison: dict[str, Any]) -> list[str]:
     """The metrics that the table shows; comparison.json has them all."""
     labels = dict.fromkeys(label for row in comparison["rows"] for label in row["metrics"])
-    return [x for x in labels if not x.startswith("  ") or x.strip() == "right, given valid"]
+    more = ("  right, given valid", "  stuck")
+    return [x for x in labels if not x.startswith("  ") or x.startswith(more)]
 
 
 def _percent(value: float, sign: bool = False) -> str:
-    text = f"{100 * value:+.1f}" if sign else f"{100 * value:.1f}"
+    value = 100 * value + math.copysign(1e-9, value)  # halves go up, as in the report
+    text = f"{value:+.1f}" if sign else f"{value:.1f}"
     return text.replace("-", "−")
 
 
@@ -168,6 +170,12 @@ def markdown(comparison: dict[str, Any]) -> str:
 def describe(comparison: dict[str, Any]) -> str:
     """What the cells mean, in one sentence or two."""
     seeds = ", ".join(map(str, comparison["seeds"]))
+    if len(comparison["seeds"]) == 1:
+        return (
+            f"%, held out; seed {seeds} alone, so there are no intervals; Δ: difference to "
+            f"{comparison['baseline']} in points. Steps are optimizer steps, tokens those that "
+            "passed the model in training."
+        )
     return (
         f"%, held out; mean ± std over seeds {seeds}, in brackets the 95 % t interval; Δ: paired "
         f"difference to {comparison['baseline']} in points. Steps are optimizer steps, tokens "

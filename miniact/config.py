@@ -340,9 +340,10 @@ def differing(before: dict, after: dict, where: str = "") -> list[str]:
     """The keys, as section.key, in which two resolved configs differ."""
     found = []
     for name, value in after.items():
-        if isinstance(value, dict) and isinstance(before[name], dict) and name != "options":
-            found += differing(before[name], value, f"{where}{name}.")
-        elif before[name] != value:
+        known = before.get(name)
+        if isinstance(value, dict) and isinstance(known, dict) and name != "options":
+            found += differing(known, value, f"{where}{name}.")
+        elif known != value:
             found.append(where + name)
     return found
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import os
 import platform
 import sys
@@ -41,7 +40,15 @@ from miniact.reflections import Reflection, experiences, make_reflections, read_
 from miniact.reflections import to_row as reflection_row
 from miniact.report import print_report, write_report
 from miniact.rollout import Episode, Tally
-from miniact.runs import RunFolder, StageLog, explain_full_disk, versions, write_json, write_text
+from miniact.runs import (
+    RunFolder,
+    StageLog,
+    explain_full_disk,
+    read_json,
+    versions,
+    write_json,
+    write_text,
+)
 from miniact.stages import Stage
 from miniact.trajectories import (
     TrajectoryFile,
@@ -256,7 +263,7 @@ class Pipeline:
         """Evaluate the policy as it is now, or read back the evaluation that is already there."""
         path = folder / "eval.json"
         if path.is_file():
-            return json.loads(path.read_text())
+            return read_json(path)
         config, seed = self.config.eval, derive_seed(self.config.seed, "eval")
         heldout = self.heldout_splits(data.file)
         asked = data.questions(self.config.pairs.choices)
@@ -357,6 +364,7 @@ def environment(config: Config) -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),  # sums round by their number
         "backend": resolve_backend(config.model.backend),
         "seed": config.seed,
         "command": sys.argv[1:],

@@ -73,7 +73,7 @@ def parse_recipes(text: str, config: Config) -> list[Recipe]:
             found += default_recipes(config)
         elif part.strip():
             found.append(parse_recipe(part))
-    names = [recipe.name for recipe in found]
+    names = [recipe.name.lower() for recipe in found]  # some disks know no capitals
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise UserError(f"--recipes: {twice!r} stands there twice; give one of them another name")

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from miniact.runs import write_json, write_text
+from miniact.errors import UserError
+from miniact.runs import read_json, write_json, write_text
 
 
 def _percent(rate: dict[str, Any] | None) -> str:
@@ -70,19 +71,19 @@ def results_table(results: dict[str, Any]) -> Table:
 def write_report(folder: Path, outcome: dict[str, Any]) -> None:
     """Write results.json, results.txt and curves.png."""
     if (folder / "results.json").is_file():  # keep the timings of the parts that ran before
-        before = json.loads((folder / "results.json").read_text()).get("seconds", {})
+        before = read_json(folder / "results.json").get("seconds", {})
         outcome = {**outcome, "seconds": {**before, **outcome["seconds"]}}
-    write_json(folder / "results.json", outcome)
     table = results_table(outcome["results"])
     plain = Console(width=200, record=True, file=io.StringIO())
     plain.print(table)
     write_text(folder / "results.txt", plain.export_text())
     draw_curves(folder, outcome["results"])
+    write_json(folder / "results.json", outcome)  # the last: it says that the run is done
 
 
 def print_report(folder: Path, console: Console) -> None:
     """Print the table of results.json and where everything is."""
-    outcome = json.loads((folder / "results.json").read_text())
+    outcome = read_json(folder / "results.json")
     console.print()
     console.print(results_table(outcome["results"]))
     spent = ", ".join(f"{k} {v:.0f} s" for k, v in outcome["seconds"].items())
@@ -91,12 +92,18 @@ def print_report(folder: Path, console: Console) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """metrics.jsonl by stage, in order."""
+    """metrics.jsonl by stage, in order. UserError at a damaged line."""
     stages: dict[str, list[dict[str, Any]]] = {}
     file = folder / "metrics.jsonl"
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        row = json.loads(line)
-        stages.setdefault(row["stage"], []).append(row)
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            stages.setdefault(row["stage"], []).append(row)
+        except (ValueError, TypeError, KeyError):
+            raise UserError(
+                f"{file}: line {number} is damaged; mend it, or run this run again"
+            ) from None
     return stages
 
 

@@ -5,8 +5,6 @@ Damaged lines of the long files are left out and named; what a report cannot do 
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import yaml
 
 from miniact.errors import UserError
 from miniact.report import rows as rate_paths
+from miniact.runs import parse, read_json
 
 
 @dataclass(frozen=True)
@@ -31,27 +30,6 @@ class Run:
     config: dict[str, Any]
     environment: dict[str, Any]
     metrics: dict[str, list[dict[str, Any]]]
-
-
-def _number(text: str) -> float | None:
-    value = float(text)
-    return value if math.isfinite(value) else None  # a browser's JSON knows no NaN
-
-
-def parse(text: str) -> Any:
-    return json.loads(text, parse_float=_number, parse_constant=lambda name: None)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = parse(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: damaged ({error}); expected JSON as miniact writes it") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: expected an object, got {str(value)[:60]}")
-    return value
 
 
 def read_lines(file: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -133,10 +111,10 @@ def read_folder(folder: Path, notes: list[str]) -> tuple[list[Run], dict[str, An
             f"{folder}: neither a run folder (with config.yaml) nor a comparison folder (with "
             "comparison.json and runs/)"
         )
-    for path in sorted((folder / "runs").glob("*/seed*")):
-        if not (path / "results.json").is_file():
-            read_run(path, notes, path.parent.name)  # says how to go on
     if not file.is_file():
+        for path in sorted((folder / "runs").glob("*/seed*")):
+            if path.suffix != ".part" and not (path / "results.json").is_file():
+                read_run(path, notes, path.parent.name)  # says how to go on
         raise UserError(f"{file}: not there: the comparison is not finished; compare again")
     comparison = read_json(file)
     try:

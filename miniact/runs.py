@@ -53,6 +53,27 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def _number(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None  # a browser's JSON knows no NaN
+
+
+def parse(text: str) -> Any:
+    return json.loads(text, parse_float=_number, parse_constant=lambda name: None)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = parse(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: damaged ({error}); expected JSON as miniact writes it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: expected an object, got {str(value)[:60]}")
+    return value
+
+
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """The versions of those of the packages that are installed."""
     found = {}
@@ -72,7 +93,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield part
         for file in part.rglob("*"):
             if file.is_file():
-                with file.open("rb") as handle:
+                with file.open("r+b") as handle:  # Windows syncs only what may be written
                     os.fsync(handle.fileno())
         shutil.rmtree(path, ignore_errors=True)
         part.rename(path)
@@ -162,7 +183,7 @@ class RunFolder:
     def shared_seconds(self) -> dict[str, float]:
         """What the parts took that another run of a comparison did (see compare.py)."""
         file = self.path / "shared.json"
-        return json.loads(file.read_text())["seconds"] if file.is_file() else {}
+        return read_json(file).get("seconds", {}) if file.is_file() else {}
 
     def stage(self, number: int, name: str) -> Path:
         return self.path / "stages" / f"{number}-{name}"

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib.resources
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -102,6 +103,8 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
             for row in rows:
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
                 count += 1
+            out.flush()
+            os.fsync(out.fileno())
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -305,6 +305,8 @@ def test_what_the_table_shows():
     assert cell(rows[0], "judgement")[0] == "60.0 ± 14.1"
     assert cell(rows[1], "judgement")[2] == "Δ +30.0 [−97.1, +157.1]"
     assert cell(rows[0], "next action") == ["–"]
+    half = a_row("half", judgement=[0.5325])
+    assert cell(half, "judgement") == ["53.3"]  # halves go up, as in the report
     first, _, il, act = markdown(table).splitlines()
     assert first == "| recipe | steps | tokens | judgement |"
     assert il.startswith("| il (baseline) | 3 | 12 k | 60.0 ± 14.1<br>[")
@@ -437,9 +439,12 @@ def test_recipes_and_seeds_as_text():
         (["--seeds", ""], "--seeds: ''; expected"),
         (["--seeds", "-3"], "--seeds: '-3'; expected"),
         (["--seed", "3"], "--seed: a comparison has several; use --seeds"),
-        (["--baseline", "rl,il"], "--baseline: 'rl,il' is not one of the recipes: base, act, il"),
+        (["--baseline", "rl,il"], "--baseline: 'rl,il' is not one of the recipes: base, il, il-rl"),
         (["--budget", "soon"], "--budget: 'soon'; expected a time such as 90s"),
         (["--budget", "0m"], "--budget: '0m'; expected a time"),
+        (["--recipes", "il; atc", "--budget", "5m"], "--recipes: atc: recipe[0]: unknown stage"),
+        (["--recipes", "x: il stage.il.z=9", "--budget", "5m"], "x: stage.il.z: unknown key"),
+        (["--recipes", "il; IL: il"], "'il' stands there twice"),
     ],
 )
 def test_mistakes_are_told_in_one_line_before_any_work(tmp_path, options, message):
@@ -482,9 +487,63 @@ def test_a_row_that_fails_does_not_take_the_others_with_it(tmp_path):
         run(comparison)
     table = json.loads((tmp_path / "comparison.json").read_text())
     assert table["recipes"] == ["il", "il-rl"]
+    write_html(tmp_path, tmp_path / "report.html")  # of the rows that are there
     # without its baseline a table has no differences
     labels = {"il-rl": "il → rl"}
     assert build(tmp_path, labels, [0, 1], "il")["rows"][0]["difference"] == {}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), OSError(5, "lost", "disk")])
+def test_a_row_that_breaks_does_not_take_the_others_with_it(finished, monkeypatch, error):
+    folder, _ = finished
+
+    def broken(*arguments):
+        raise error
+
+    monkeypatch.setattr("miniact.compare.run_recipe", broken)
+    with pytest.raises(UserError, match=r"1 runs failed.* rl, seed 0: .*(out of memory|lost)"):
+        run(plan(folder, "rl; il", "0"))
+    monkeypatch.undo()
+    run(plan(folder, RECIPES, "0-1"))
+
+
+def test_damaged_files_are_named_in_one_line(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "cmp")
+    ours = tmp_path / "cmp" / "runs" / "il-rl" / "seed1"
+    with (ours / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "2-rl", "st')
+    with pytest.raises(UserError, match=r"metrics.jsonl: line 7 is damaged"):
+        run(plan(tmp_path / "cmp", RECIPES, "0-1"))
+    (ours / "results.json").unlink()
+    (ours / "stages" / "0-base" / "eval.json").unlink()  # a link: the others keep theirs
+    (ours / "stages" / "0-base" / "eval.json").write_text("{")
+    with pytest.raises(UserError, match=r"1 runs failed.*il-rl, seed 1: .*eval.json: damaged"):
+        run(plan(tmp_path / "cmp", RECIPES, "0-1"))
+    table = json.loads((tmp_path / "cmp" / "comparison.json").read_text())
+    assert "il-rl" not in table["recipes"] and "il" in table["recipes"]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        command = ["compare", "household", *SMALL, "--recipes", "il", "--out", str(out)]
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 2 and done.output.splitlines()[-1].startswith("miniact: ")
+        assert "Traceback" not in done.output and str(tmp_path / "file") in done.output
+
+
+def test_a_run_is_done_only_when_all_its_files_are_there(tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("miniact.report.draw_curves", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(tmp_path, "base"))
+    ours = tmp_path / "runs" / "base" / "seed0"
+    assert not (ours / "results.json").exists()
+    monkeypatch.undo()
+    run(plan(tmp_path, "base"))
+    assert all((ours / name).is_file() for name in ("results.json", "results.txt", "curves.png"))
 
 
 # ---- the budget --------------------------------------------------------------------------------
@@ -504,6 +563,9 @@ def test_the_estimate_counts_what_is_common_once(tmp_path):
     # 10 data + 5 base + il 4·1 + 5, then act 3·2 + 5, then rl 2·3 + 5; two seeds
     comparison = plan(tmp_path, "il; il,act,rl; base; il,act", "0-1")
     assert SPEED.estimate(comparison) == 2 * (10 + 5 + (4 + 5) + (6 + 5) + (6 + 5))
+    # measured otherwise, the base is evaluated again
+    other = plan(tmp_path, "base; hot: base eval.temperature=0.7")
+    assert SPEED.estimate(other) == 10 + 5 + 5
 
 
 def test_cuts_go_from_everything_to_the_least(tmp_path):
@@ -545,6 +607,23 @@ def test_a_budget_is_measured_and_kept(tmp_path):
             replace(whole, config=with_overrides(whole.config, ["stage.il.lr=1"])), 100_000, quiet()
         )
     assert fit(whole, 100_000, quiet()) == whole  # again, without measuring
+
+    # half a measurement, or that of another config, tells no time
+    (tmp_path / "budget.json").unlink()
+    steps, base = (tmp_path / "budget" / name / "seed0" for name in ("steps", "base"))
+    (steps / "results.json").unlink()
+    stamp = (base / "results.json").stat().st_mtime_ns
+    (steps / "metrics.jsonl").write_text('{"stage": "1-il", "step": 0, "time": 0}\n' * 9)
+    assert fit(whole, 100_000, quiet()) == whole
+    again = json.loads((tmp_path / "budget.json").read_text())["measured"]["step"]
+    assert all(0 < s < 60 for s in again.values())
+    assert (base / "results.json").stat().st_mtime_ns == stamp
+    (tmp_path / "budget.json").unlink()
+    other = replace(whole, config=with_overrides(whole.config, ["eval.states=2"]))
+    assert fit(other, 100_000, quiet()) == other
+    assert (base / "results.json").stat().st_mtime_ns != stamp
+    (tmp_path / "budget.json").unlink()
+    fit(whole, 100_000, quiet())
 
     # what was measured on the way is used: the base evaluation is not done twice
     one = replace(whole, recipes=whole.recipes[:1], seeds=(0,))

@@ -66,6 +66,10 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_results_are_those_of_the_comparison():
-    measured = json.loads((ROOT / "docs" / "household" / "comparison.json").read_text())
+    folder = ROOT / "docs" / "household"
+    measured = json.loads((folder / "comparison.json").read_text())
     assert len(measured["seeds"]) >= 5
     assert markdown(measured) in TEXT and describe(measured) in TEXT.replace("\n", " ")
+    whole = json.loads((folder / "all-rows.json").read_text())
+    assert (folder / "all-rows.md").read_text() == f"{markdown(whole)}\n{describe(whole)}\n"
+    assert all(row in whole["rows"] for row in measured["rows"])
