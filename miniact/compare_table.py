@@ -11,6 +11,7 @@ free of what the seeds differ in. The intervals are over seeds, whose values the
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,6 +152,11 @@ def _count(n: float) -> str:
     return f"{n / 1e6:.2f} M" if n >= 1e6 else f"{n / 1e3:.0f} k" if n >= 1e4 else f"{n:.0f}"
 
 
+def _unbroken(text: str) -> str:
+    """A difference and its interval on two lines, and no other break: narrow, straight columns."""
+    return re.sub(r"(Δ \S+) ", r"\1<br>", text).replace(" ", "&nbsp;")
+
+
 def markdown(comparison: dict[str, Any]) -> str:
     """The table for a README."""
     shown = columns(comparison)
@@ -161,9 +167,8 @@ def markdown(comparison: dict[str, Any]) -> str:
     for row in comparison["rows"]:
         name = row["label"] + (" (baseline)" if row["recipe"] == comparison["baseline"] else "")
         cells = ("<br>".join(cell(row, label)) for label in shown)
-        lines.append(
-            f"| {name} | {row['steps']:.0f} | {_count(row['tokens'])} | {' | '.join(cells)} |"
-        )
+        start = (name, f"{row['steps']:.0f}", _count(row["tokens"]))
+        lines.append(f"| {' | '.join(map(_unbroken, (*start, *cells)))} |")
     return "\n".join(lines) + "\n"
 
 

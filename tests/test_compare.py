@@ -309,8 +309,8 @@ def test_what_the_table_shows():
     assert cell(half, "judgement") == ["53.3"]  # halves go up, as in the report
     first, _, il, act = markdown(table).splitlines()
     assert first == "| recipe | steps | tokens | judgement |"
-    assert il.startswith("| il (baseline) | 3 | 12 k | 60.0 ± 14.1<br>[")
-    assert act.count("|") == 5
+    assert il.startswith("| il&nbsp;(baseline) | 3 | 12&nbsp;k | 60.0&nbsp;±&nbsp;14.1<br>[")
+    assert act.count("|") == 5 and act.endswith("<br>Δ&nbsp;+30.0<br>[−97.1,&nbsp;+157.1] |")
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])
