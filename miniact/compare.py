@@ -283,5 +283,17 @@ def compare(comparison: Comparison, console: Console) -> None:
 
 
 def check_all_fit(comparison: Comparison, console: Console, force: bool) -> None:
-    """The plan of one run with every stage that occurs."""
+    """Say how much there is to do, and the plan of one run with every stage that occurs."""
+    before: list[Config] = []
+    stages = 0
+    for config in comparison.configs(comparison.seeds[0]).values():
+        stages += len(config.recipe) - max([0, *(common_stages(config, c) for c in before)])
+        before.append(config)
+    seeds = len(comparison.seeds)
+    console.print(
+        f"{seeds * len(before)} runs; {seeds * stages} stages to train, common ones once; the plan "
+        "of one run that has them all:",
+        highlight=False,
+        soft_wrap=True,
+    )
     check_fits(replace(comparison.config, recipe=comparison.stages), console, force)

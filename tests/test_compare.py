@@ -24,7 +24,14 @@ from rich.console import Console
 from miniact.budget import Size, Speed, choose, describe_cuts, fit, parse_budget, sizes
 from miniact.cli import main
 from miniact.cli_common import find_config
-from miniact.compare import Comparison, choose_baseline, common_stages, compare, done_stages
+from miniact.compare import (
+    Comparison,
+    check_all_fit,
+    choose_baseline,
+    common_stages,
+    compare,
+    done_stages,
+)
 from miniact.compare_table import (
     build,
     cell,
@@ -180,6 +187,16 @@ def test_only_the_common_part_is_taken(tmp_path):
     assert done_stages(tmp_path / "half", config_of("recipe=il,rl")) == 1
     shutil.rmtree(tmp_path / "half" / "stages" / "1-il" / "adapter")
     assert done_stages(tmp_path / "half", config_of("recipe=il,rl")) == 0
+
+
+def test_the_amount_of_work_is_said_beforehand(tmp_path):
+    console = quiet()
+    check_all_fit(
+        plan(tmp_path, "base; il; il,act,rl; il,rl; x: il stage.il.lr=1", "0-2"), console, True
+    )
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert printed.startswith("15 runs; 15 stages to train, common ones once; the plan of one run")
+    assert not any(tmp_path.iterdir())
 
 
 def test_doing_it_again_does_nothing_and_more_rows_and_seeds_go_on(finished, tmp_path):

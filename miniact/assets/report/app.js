@@ -279,7 +279,7 @@ function header() {
     Model: of((run) => run.model),
     World: of((run) => run.world),
     Seeds: seeds.join(", "),
-    "Optimiser steps": `${range(steps)}${one ? "" : " a recipe"}`,
+    "Optimizer steps": `${range(steps)}${one ? "" : " a recipe"}`,
     "Computing time": `${duration(total)}${data.runs.length > 1 ? `, ${data.runs.length} runs` : ""}`,
     Backend: of((run) => run.environment.backend),
   };
@@ -496,7 +496,7 @@ function cost() {
   const parts = unique(recipes.flatMap((r) => Object.keys(r.seconds)));
   const sum = (r) => Object.values(r.seconds).reduce((a, b) => a + b, 0);
   const shades = (i) => ({ fill: colour(i), opacity: i >= 6 ? 0.55 : 1 });
-  byId("cost-about").textContent = `Seconds of computing per part, parts shared with other recipes included${many ? ", mean over seeds" : ""}. Steps are optimiser steps; tokens are those that passed the model in training: prompts once, answers each, in sampling and in training. Times depend on what else the machine did.`;
+  byId("cost-about").textContent = `Seconds of computing per part, parts shared with other recipes included${many ? ", mean over seeds" : ""}. Steps are optimizer steps; tokens are those that passed the model in training: prompts once, answers each, in sampling and in training. Times depend on what else the machine did.`;
   if (parts.length) byId("cost-chart").append(drawnFigure((width) => {
     const seen = recipes.filter((_, i) => !hidden.has(i));
     const most = Math.max(...recipes.map(sum), 1e-9), each = 44;
