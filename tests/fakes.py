@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,14 @@ class Corridor:
 
     def close(self) -> None:
         self.closed = True
+
+
+def scripted(prompt: str, i: int) -> str:
+    """Plays badly but in the right form, and reflects well."""
+    if "which proves right" in prompt:
+        action = re.search(r'proves right:\n- "(.*)" leads to: ', prompt)[1]  # type: ignore[index]
+        seen = prompt.rpartition("Current observation: ")[2][:30]
+        return f"I see {seen} so I {action} next. <action>{action}</action>"
+    if "Candidate actions" in prompt:
+        return f"Hm. <choice>{1 + i % 2}</choice>"
+    return f"<action>{('look', 'inventory')[i % 2]}</action>"

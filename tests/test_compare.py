@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from fakes import FakePolicy
+from fakes import FakePolicy, scripted
 from rich.console import Console
 
 from miniact.budget import Size, Speed, choose, describe_cuts, fit, parse_budget, sizes
@@ -390,16 +390,6 @@ def test_the_papers_rows_are_the_default():
     assert next(r for r in thinking if r.name == "reflect").stages == ("reflect",)
     logs = config_of(*tags, "env.name=none", "env.trajectories=x.jsonl")
     assert "reflect" not in {r.name for r in default_recipes(logs)}
-
-
-def scripted(prompt: str, i: int) -> str:
-    if "which proves right" in prompt:
-        action = re.search(r'proves right:\n- "(.*)" leads to: ', prompt)[1]  # type: ignore[index]
-        seen = prompt.rpartition("Current observation: ")[2][:30]
-        return f"I see {seen} so I {action} next. <action>{action}</action>"
-    if "Candidate actions" in prompt:
-        return f"Hm. <choice>{1 + i % 2}</choice>"
-    return f"<action>{('look', 'inventory')[i % 2]}</action>"
 
 
 def test_every_row_of_the_paper_gets_its_line(tokenizer, monkeypatch, tmp_path):

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from io import StringIO
 from pathlib import Path
 
 import pytest
-from fakes import FakePolicy
+from fakes import FakePolicy, scripted
 from rich.console import Console
 from tiny_models import write_model
 
@@ -63,17 +62,6 @@ def run(out: Path, *options: str) -> dict:
 def rows_of(out: Path) -> list[dict]:
     file = out / "metrics.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-
-
-def scripted(prompt: str, i: int) -> str:
-    """Plays badly but in the right form, and reflects well."""
-    if "which proves right" in prompt:
-        action = re.search(r'proves right:\n- "(.*)" leads to: ', prompt)[1]  # type: ignore[index]
-        seen = prompt.rpartition("Current observation: ")[2][:30]
-        return f"I see {seen} so I {action} next. <action>{action}</action>"
-    if "Candidate actions" in prompt:
-        return f"Hm. <choice>{1 + i % 2}</choice>"
-    return f"<action>{('look', 'inventory')[i % 2]}</action>"
 
 
 @pytest.fixture
