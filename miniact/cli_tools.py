@@ -166,14 +166,9 @@ def reference(name, out):  # type: ignore[no-untyped-def]
 
     text = describe(find(name)) if name else page()
     if out:
-        from miniact.runs import write_text
+        from miniact.runs import write_asked
 
-        try:
-            write_text(out, text)
-        except OSError as error:
-            raise UserError(
-                f"{out}: cannot be written ({error.strerror}); choose another --out"
-            ) from None
+        write_asked(out, text)
     else:
         click.echo(text, nl=False)
 

@@ -22,12 +22,11 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from miniact.errors import UserError
 from miniact.report import rows as rate_paths
 from miniact.report import training_cost
 from miniact.report_folder import Run, read_folder
 from miniact.report_samples import Samples
-from miniact.runs import write_text
+from miniact.runs import write_asked
 
 POINTS = 60  # a curve has at most so many points; each is the mean over the steps between two
 
@@ -218,11 +217,5 @@ def write_html(folder: Path, out: Path | None = None) -> Path:
     Raises UserError where there is nothing to report yet, or where the file cannot be written.
     """
     out = out or folder / "report.html"
-    text = page(gather(folder))
-    try:
-        write_text(out, text)
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
-        ) from None
+    write_asked(out, page(gather(folder)))
     return out

@@ -49,6 +49,16 @@ def write_text(path: Path, text: str) -> None:
     part.replace(path)
 
 
+def write_asked(out: Path, text: str) -> None:
+    """Write a file to where the user asked for it; UserError where that cannot be."""
+    try:
+        write_text(out, text)
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
+
+
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
