@@ -5,3 +5,11 @@ Start with `types.py` (what flows), then `stages/act.py` (the idea), then `grpo.
 """
 
 __version__ = "0.1.0"
+
+
+class UserError(Exception):
+    """What went wrong, where, what was expected, and how to mend it: in one line. Exit code 2."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C at a step boundary: everything is saved and the run can be resumed. Exit code 130."""

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from miniact.errors import UserError
-from miniact.losses import Tokens
-from miniact.types import Group
+from miniact import UserError
+from miniact.types import Group, Tokens
 
 PADDING = -1
 

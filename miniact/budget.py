@@ -22,9 +22,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from miniact import UserError
 from miniact.compare import Comparison, begin, common_stages, siblings
 from miniact.config import Config, differing, load_config, to_dict, with_overrides
-from miniact.errors import UserError
 from miniact.pipeline import run_recipe
 from miniact.report import read_metrics
 from miniact.runs import read_json, write_json

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from miniact import __version__, cli_tools
+from miniact import UserError, __version__, cli_tools
 from miniact.cli_common import config_options, fresh_folder, friendly, read_config
-from miniact.errors import UserError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -200,23 +199,6 @@ def play(arguments, seed, backend, skip_bad_rows, adapter, watch, split, task): 
 
     config = read_config(arguments, seed, backend, skip_bad_rows)
     play_task(config, adapter, watch or adapter is not None, split, task, Console())
-
-
-@main.command()
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Model folder to write."
-)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--steps", default=1400, show_default=True)
-@click.option("--batch", default=24, show_default=True, help="Texts per step.")
-@friendly
-def pretrain(out, seed, steps, batch):  # type: ignore[no-untyped-def]
-    """Make the tiny base model from random play (this is how the shipped one was made)."""
-    from rich.console import Console
-
-    from miniact.pretrain import pretrain as make
-
-    make(out, seed, steps, batch, Console())
 
 
 @main.command("export")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miniact.errors import Interrupted, UserError
+from miniact import Interrupted, UserError
 
 if TYPE_CHECKING:
     from miniact.config import Config

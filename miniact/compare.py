@@ -22,9 +22,9 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
+from miniact import UserError
 from miniact.compare_table import build, print_comparison, write_comparison
 from miniact.config import Config, differing, load_config, to_dict, with_overrides
-from miniact.errors import UserError
 from miniact.pipeline import environment, run_recipe, write_config
 from miniact.plan import check_fits
 from miniact.recipes import Recipe

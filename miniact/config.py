@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from miniact.errors import UserError
+from miniact import UserError
 from miniact.strict import build, key
 
 STAGES = ("il", "act", "rl", "choice_sft", "dpo", "reflect")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from miniact.errors import UserError
+from miniact import UserError
 from miniact.models import find_model
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from miniact import UserError
 from miniact.config import Config
 from miniact.envs import Env, make_env
-from miniact.errors import UserError
 from miniact.evaluate import rate
 from miniact.progress import Bar
 from miniact.runs import write_json

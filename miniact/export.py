@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from miniact import UserError
 from miniact.backends.common import model_folder, read_adapter_config, weight_file
-from miniact.errors import UserError
 from miniact.models import rope_at_top
 from miniact.runs import whole_folder
 

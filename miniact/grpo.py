@@ -14,14 +14,14 @@ are dropped before the backward pass (their gradient is exactly 0 at β = 0) and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from miniact.config import GRPOConfig
 from miniact.losses import GRPOLoss
 from miniact.policy import Policy
-from miniact.types import Completion, Group, Sample
+from miniact.types import Completion, Group, Rollout, Sample, Scored
 
 EPSILON = 1e-4  # keeps the division finite; rewards are of order 1
 
@@ -95,25 +95,6 @@ def merge(group: Group) -> Group:
 def is_live(group: Group) -> bool:
     """Whether the group carries a gradient: not all its rewards were equal."""
     return any(c.advantage != 0.0 for c in group.completions)
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What a stage says of one sampled answer."""
-
-    reward: float
-    correct: bool
-    valid: bool  # the answer could be parsed
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One group as it is logged and shown: prompt, answers, rewards, advantages."""
-
-    prompt: tuple[int, ...]
-    samples: list[Sample]
-    scored: list[Scored]
-    advantages: np.ndarray
 
 
 def grpo_step(

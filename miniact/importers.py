@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from miniact.errors import UserError
+from miniact import UserError
 from miniact.importers_chat import from_chat, from_tool_calls
 from miniact.importers_formats import BadRow, Row, from_turns
 from miniact.trajectories import from_row, hold_out, to_row, write_jsonl

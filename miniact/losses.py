@@ -11,26 +11,12 @@ gradient: a mean per micro-batch would, whenever lengths differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-Array = Any  # numpy.ndarray, torch.Tensor or mlx.core.array
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """What a loss knows of each completion token, apart from log π_θ. All arrays have shape [N]."""
-
-    weight_N: Array  # share of the token in the loss
-    advantage_N: Array  # A_i of the completion that the token belongs to
-    old_logp_N: Array  # log π_old, nats
-    ref_logp_N: Array  # log π_ref, nats
-
-
-Loss = Callable[[Any, Array, Tokens], tuple[Array, dict[str, Array]]]  # (xp, logp_N, tokens)
+from miniact.types import Array, Tokens
 
 
 def cross_entropy(xp: Any, logp_N: Array, tokens: Tokens) -> tuple[Array, dict[str, Array]]:

@@ -3,7 +3,7 @@
     TRAINING     the fields of metrics.jsonl, by the stages that log them
     EVALUATION   the figures of eval.json and results.json, by their path in the file
 
-`miniact reference` prints them, and a test compares them with what is really logged. To log
+docs/reference.md lists them, and a test compares them with what is really logged. To log
 another metric, write it in the stage and define it here.
 """
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from miniact.errors import UserError
+from miniact import UserError
 
 
 def cache_root() -> Path:

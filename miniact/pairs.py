@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from miniact import UserError
 from miniact.config import PairsConfig
-from miniact.errors import UserError
 from miniact.policy import Policy
 from miniact.prompts import Prompter
 from miniact.rewards import canonical

@@ -26,17 +26,17 @@ import numpy as np
 import yaml
 from rich.console import Console
 
+from miniact import UserError
 from miniact.config import Config, differing, load_config, to_dict
 from miniact.envs import Env, make_env
 from miniact.envs.workers import WorkerEnv
-from miniact.errors import UserError
 from miniact.evaluate import HeldOut, evaluate
 from miniact.pairs import Question, make_pairs, questions, read_pairs
 from miniact.pairs import to_row as pair_row
 from miniact.policy import Policy, load_policy, resolve_backend
 from miniact.progress import Bar
 from miniact.prompts import Prompter
-from miniact.reflections import Reflection, experiences, make_reflections, read_reflections
+from miniact.reflections import experiences, make_reflections, read_reflections
 from miniact.reflections import to_row as reflection_row
 from miniact.report import print_report, write_report
 from miniact.rollout import Episode, Tally
@@ -58,7 +58,7 @@ from miniact.trajectories import (
     to_row,
     write_jsonl,
 )
-from miniact.types import ActionPair, State, Trajectory
+from miniact.types import ActionPair, Reflection, State, Trajectory
 
 ON_PAIRS = frozenset({"act", "choice_sft", "dpo", "reflect"})  # stages that learn from pairs
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "mlx", "mlx-lm", "numpy", "miniact")

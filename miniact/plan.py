@@ -20,9 +20,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from miniact import UserError
 from miniact.config import Config, ModelConfig
 from miniact.cost import Shape, forward_flops, known_shape, training_flops
-from miniact.errors import UserError
 from miniact.policy import resolve_backend
 
 GB = 1e9

@@ -15,10 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from miniact import UserError
 from miniact.config import ModelConfig
-from miniact.errors import UserError
-from miniact.losses import Loss
-from miniact.types import Group, Sample
+from miniact.types import Group, Loss, Sample
 
 
 class Policy(Protocol):

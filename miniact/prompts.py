@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from miniact import UserError
 from miniact.config import PromptConfig
-from miniact.errors import UserError
 from miniact.rewards import canonical
 from miniact.types import State
 

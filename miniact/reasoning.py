@@ -29,8 +29,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from miniact import UserError
 from miniact.config import ModelConfig
-from miniact.errors import UserError
 from miniact.policy import load_policy
 from miniact.runs import versions, write_json
 

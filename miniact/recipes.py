@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from miniact import UserError
 from miniact.config import Config
-from miniact.errors import UserError
 
 BASE = "base"
 SAFE_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]*")

@@ -22,19 +22,19 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from miniact import UserError
 from miniact.config import ReflectConfig
 from miniact.envs import Env
-from miniact.errors import UserError
 from miniact.pairs import SAMPLED_AT_ONCE, by_state, state_from, state_row
 from miniact.policy import Policy
 from miniact.prompts import Prompter
 from miniact.rewards import canonical, same_action
 from miniact.trajectories import TrajectoryFile, read_jsonl
-from miniact.types import ActionPair, Sample, State, Trajectory
+from miniact.types import ActionPair, Reflection, Sample, State, Trajectory
 
 OUTCOME_CHARACTERS = 600  # of an outcome, at most: some worlds answer with pages
 _LABEL = re.compile(
@@ -53,17 +53,6 @@ class Experience:
     state: State
     taken: tuple[str, str]
     others: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Reflection:
-    """Why the expert's action is better in a state. One line of reflections.jsonl."""
-
-    state: State
-    expert: str
-    text: str
-    outcomes: tuple[tuple[str, str], ...]  # (action, what it led to), the expert's first
-    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 # ---- acting --------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from miniact.errors import UserError
+from miniact import UserError
 from miniact.runs import read_json, write_json, write_text
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from miniact.errors import UserError
+from miniact import UserError
 from miniact.report import rows as rate_paths
 from miniact.runs import parse, read_json
 

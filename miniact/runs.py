@@ -29,11 +29,11 @@ from typing import Any
 
 import filelock
 
+from miniact import Interrupted, UserError
 from miniact.config import StageConfig
-from miniact.errors import Interrupted, UserError
-from miniact.grpo import Rollout
 from miniact.policy import Policy
 from miniact.progress import Bar
+from miniact.types import Rollout
 
 SAMPLE_EVERY, SAMPLE_GROUPS = 10, 2  # how often, and how many groups, go to samples/
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from miniact import UserError
 from miniact.config import Config
 from miniact.envs import make_env
-from miniact.errors import UserError
 from miniact.pairs import read_pairs
 
 

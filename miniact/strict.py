@@ -11,7 +11,7 @@ import typing
 from dataclasses import field
 from typing import Any
 
-from miniact.errors import UserError
+from miniact import UserError
 
 
 def key(default: Any, doc: str, *, low: float | None = None, choices: tuple = ()) -> Any:

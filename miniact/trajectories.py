@@ -23,8 +23,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from miniact import UserError
 from miniact.envs import Env
-from miniact.errors import UserError
 from miniact.types import State, Step, Trajectory
 
 FIELDS = ("id", "task", "observations", "actions", "admissible", "success", "split", "source")

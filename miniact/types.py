@@ -10,10 +10,13 @@ All types are frozen: a stage never edits what another stage made.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+Array = Any  # numpy.ndarray, torch.Tensor or mlx.core.array
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +107,46 @@ class Group:
     def size(self) -> int:
         """P + Σ|y|: the tokens that pass the model when the prompt is computed once."""
         return len(self.prompt) + sum(len(c.tokens) for c in self.completions)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a loss knows of each completion token, apart from log π_θ. All arrays have shape [N]."""
+
+    weight_N: Array  # share of the token in the loss
+    advantage_N: Array  # A_i of the completion that the token belongs to
+    old_logp_N: Array  # log π_old, nats
+    ref_logp_N: Array  # log π_ref, nats
+
+
+Loss = Callable[[Any, Array, Tokens], tuple[Array, dict[str, Array]]]  # (xp, logp_N, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a stage says of one sampled answer."""
+
+    reward: float
+    correct: bool
+    valid: bool  # the answer could be parsed
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One group as it is logged and shown: prompt, answers, rewards, advantages."""
+
+    prompt: tuple[int, ...]
+    samples: list[Sample]
+    scored: list[Scored]
+    advantages: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Reflection:
+    """Why the expert's action is better in a state. One line of reflections.jsonl."""
+
+    state: State
+    expert: str
+    text: str
+    outcomes: tuple[tuple[str, str], ...]  # (action, what it led to), the expert's first
+    provenance: dict[str, Any] = field(default_factory=dict)

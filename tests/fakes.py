@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from miniact.envs import Turn
-from miniact.losses import Tokens
-from miniact.types import Group, Sample
+from miniact.types import Group, Sample, Tokens
 
 
 class FakePolicy:

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pytest
 
+from miniact import UserError
 from miniact.envs import alfworld_engine as engine
 from miniact.envs import make_env
 from miniact.envs.alfworld import OVER, ALFWorld
 from miniact.envs.alfworld_engine import NOTHING, Game, read_game
 from miniact.envs.alfworld_games import SPLITS, TASK_TYPES, TREE, UNSEEN_ROOMS, generate
-from miniact.errors import UserError
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("alfworld") is None,

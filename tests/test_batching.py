@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import visible_BLL
 
+from miniact import UserError
 from miniact.batching import PADDING, Layout, layouts, loss_tokens, split_by_completion
-from miniact.errors import UserError
 from miniact.types import Completion, Group
 
 PROMPTS = st.sampled_from([1, 2, 3, 12])  # lengths; small ones, so that several groups share a row

@@ -1,4 +1,4 @@
-"""`miniact bench`: real steps, TRL's beside ours, and what a user can get wrong."""
+"""bench.py: real steps, TRL's beside ours, and what a user can get wrong."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import importlib.util
 import json
 
 import pytest
+from bench import main, works
 from click.testing import CliRunner
 from tiny_models import write_model
+from worker import Work, make_texts
 
-from miniact.bench import works
-from miniact.bench_worker import Work, make_texts
-from miniact.cli import main
-from miniact.errors import UserError
+from miniact import UserError
 
 SMALL = ["-p", "24", "-g", "2", "-c", "4", "--steps", "1"]
 
 
 def bench(*arguments: str):
-    return CliRunner().invoke(main, ["bench", *arguments], env={"COLUMNS": "200"})
+    return CliRunner().invoke(main, arguments, env={"COLUMNS": "200"})
 
 
 @pytest.fixture(scope="module")

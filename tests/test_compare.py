@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from fakes import FakePolicy, scripted
 from rich.console import Console
 
+from miniact import UserError
 from miniact.budget import Size, Speed, choose, describe_cuts, fit, parse_budget, sizes
 from miniact.cli import main
 from miniact.cli_common import find_config
@@ -42,7 +43,6 @@ from miniact.compare_table import (
     summary,
 )
 from miniact.config import load_config, with_overrides
-from miniact.errors import UserError
 from miniact.pipeline import start_run
 from miniact.recipes import default_recipes, parse_recipe, parse_recipes, parse_seeds
 from miniact.report import training_cost

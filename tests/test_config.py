@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miniact import UserError
 from miniact.config import STAGES, Config, load_config, to_dict
 from miniact.envs import make_env
-from miniact.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted([*ROOT.glob("tiny_configs/*.yaml"), *ROOT.glob("miniact/tiny_configs/*.yaml")])

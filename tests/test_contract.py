@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import KINDS, batches, random_batch, write_adapter, write_model
 
+from miniact import UserError
 from miniact.config import ModelConfig
-from miniact.errors import UserError
 from miniact.losses import GRPOLoss, cross_entropy
 from miniact.policy import Policy, load_policy
 from miniact.types import Completion, Group, Sample

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from miniact import UserError
 from miniact.envs import Env, Turn, make_env
-from miniact.errors import UserError
 
 
 @dataclass(frozen=True)

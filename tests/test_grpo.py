@@ -12,17 +12,8 @@ from hypothesis import strategies as st
 
 from miniact.batching import layouts, loss_tokens
 from miniact.config import GRPOConfig
-from miniact.grpo import (
-    EPSILON,
-    Scored,
-    advantages,
-    grpo_step,
-    is_live,
-    make_group,
-    token_weights,
-    weigh,
-)
-from miniact.types import Completion, Group, Sample
+from miniact.grpo import EPSILON, advantages, grpo_step, is_live, make_group, token_weights, weigh
+from miniact.types import Completion, Group, Sample, Scored
 
 # rewards in 64ths: sums and shifts of them are exact, so only the code's own rounding is tested
 REWARD = st.integers(-64, 128).map(lambda n: n / 64)

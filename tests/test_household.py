@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miniact import UserError
 from miniact.envs.household import (
     _FITS,
     _HELD_OUT,
@@ -27,7 +28,6 @@ from miniact.envs.household import (
     _kind,
     _rooms,
 )
-from miniact.errors import UserError
 
 SPLITS = Household.splits
 task_ids = st.builds(

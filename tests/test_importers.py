@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,10 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from make_logs import make
 
 import miniact
-from miniact import importers
-from miniact.errors import UserError
+from miniact import UserError, importers
 from miniact.importers import describe, import_log, read_log, split_items
 from miniact.rewards import same_action
 from miniact.trajectories import TrajectoryFile
@@ -514,10 +513,7 @@ def test_a_hundred_megabytes_take_a_few(tmp_path):
 
 
 def test_the_shipped_logs_are_what_their_script_makes(tmp_path):
-    spec = importlib.util.spec_from_file_location("make_logs", LOGS / "make.py")
-    make_logs = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_logs)
-    make_logs.make(tmp_path)
+    make(tmp_path)
     files = sorted(p.name for p in LOGS.glob("*.jsonl"))
     assert len(files) == 3
     for name in files:

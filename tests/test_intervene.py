@@ -8,8 +8,8 @@ import pytest
 from fakes import FakePolicy
 from tiny_models import write_model
 
+from miniact import UserError
 from miniact.config import EvalConfig, ModelConfig, PromptConfig, load_config
-from miniact.errors import UserError
 from miniact.evaluate import judgement_accuracy
 from miniact.intervene import forced_prefix, wrong_choice
 from miniact.pairs import Question, present

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from miniact.batching import layouts, loss_tokens
 from miniact.grpo import advantages, token_weights, weigh
-from miniact.losses import GRPOLoss, Tokens, cross_entropy
-from miniact.types import Completion, Group
+from miniact.losses import GRPOLoss, cross_entropy
+from miniact.types import Completion, Group, Tokens
 
 SEEDS = st.integers(0, 2**32 - 1)
 CLIPS = st.floats(0.0, 0.9)

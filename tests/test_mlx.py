@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tiny_models import random_batch, write_adapter, write_model
 
+from miniact import UserError
 from miniact.config import ModelConfig
-from miniact.errors import UserError
 from miniact.export import export
 from miniact.losses import cross_entropy
 from miniact.policy import load_policy

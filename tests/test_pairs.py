@@ -11,8 +11,8 @@ from fakes import FakePolicy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miniact import UserError
 from miniact.config import PairsConfig, PromptConfig
-from miniact.errors import UserError
 from miniact.pairs import (
     choose_states,
     filter_alternatives,

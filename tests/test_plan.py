@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from rich.console import Console
 from tiny_models import write_model
 
+from miniact import UserError
 from miniact.cli import main
 from miniact.config import Config, ModelConfig, load_config
 from miniact.cost import KNOWN, read_shape, shape_of_folder, training_flops
-from miniact.errors import UserError
 from miniact.plan import Device, Work, check_fits, make_plan, memory, remedies
 
 CPU = Device("cpu", "a CPU", "float32", free=8e9, matmul=1e11, bandwidth=1e10)

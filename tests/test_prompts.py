@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from miniact import UserError
 from miniact.config import PromptConfig
-from miniact.errors import UserError
 from miniact.prompts import Prompter, escape, unescape
 from miniact.types import State
 

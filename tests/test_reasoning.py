@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+from miniact import UserError
 from miniact.config import ModelConfig
-from miniact.errors import UserError
 from miniact.export import export
 from miniact.policy import load_policy
 from miniact.reasoning import SUITES, ReasoningOptions, describe, evaluate_reasoning

@@ -16,9 +16,9 @@ from fakes import FakePolicy, scripted
 from rich.console import Console
 from tiny_models import write_model
 
+from miniact import UserError
 from miniact.cli_common import find_config
 from miniact.config import STAGES, load_config
-from miniact.errors import UserError
 from miniact.pairs import read_pairs
 from miniact.pipeline import Pipeline, resume_run, start_run
 from miniact.reflections import read_reflections

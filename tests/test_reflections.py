@@ -9,14 +9,13 @@ from dataclasses import replace
 import pytest
 from fakes import Corridor, FakePolicy
 
+from miniact import UserError
 from miniact.config import PromptConfig, ReflectConfig, load_config
 from miniact.envs import Turn, make_env
-from miniact.errors import UserError
 from miniact.prompts import Prompter
 from miniact.reflections import (
     OUTCOME_CHARACTERS,
     Experience,
-    Reflection,
     experiences,
     judge_reflection,
     make_reflections,
@@ -26,7 +25,7 @@ from miniact.reflections import (
 )
 from miniact.trajectories import TrajectoryFile, collect, write_jsonl
 from miniact.trajectories import to_row as trajectory_row
-from miniact.types import ActionPair, Sample, State
+from miniact.types import ActionPair, Reflection, Sample, State
 
 
 @pytest.fixture(scope="module")

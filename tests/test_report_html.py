@@ -23,11 +23,10 @@ from conftest import build_tokenizer
 from fakes import FakePolicy
 from rich.console import Console
 
-from miniact import report_html, report_samples
+from miniact import UserError, report_html, report_samples
 from miniact.config import Config, GRPOConfig, ILConfig, PromptConfig, to_dict
-from miniact.errors import UserError
 from miniact.evaluate import evaluate_episodes, rate
-from miniact.grpo import Rollout, Scored, advantages
+from miniact.grpo import advantages
 from miniact.pairs import present
 from miniact.pairs import to_row as pair_row
 from miniact.progress import Bar
@@ -37,7 +36,7 @@ from miniact.report_samples import candidates, episode_item, group_item, spread
 from miniact.rollout import Episode, Move
 from miniact.runs import RunFolder, StageLog, write_json, write_text
 from miniact.trajectories import write_jsonl
-from miniact.types import ActionPair, Sample, State
+from miniact.types import ActionPair, Rollout, Sample, Scored, State
 
 EVIL = "</script><script>window.pwned=1</script><!--<img src=x onerror='window.pwned=2'>]]>\u2028"
 EVIL_NAME = "<img src=x onerror=window.pwned=3><script>window.pwned=4<!--"  # may name a folder

@@ -12,8 +12,8 @@ import pytest
 from fakes import FakePolicy
 from rich.console import Console
 
+from miniact import Interrupted, UserError
 from miniact.config import ILConfig
-from miniact.errors import Interrupted, UserError
 from miniact.progress import Bar
 from miniact.runs import RunFolder, StageLog, explain_full_disk, whole_folder, write_text
 

@@ -13,9 +13,9 @@ import time
 
 import pytest
 
+from miniact import UserError
 from miniact.envs import make_env
 from miniact.envs.scienceworld import _VARIATIONS, OVER, STOPPED, ScienceWorld, _tidy, _variations
-from miniact.errors import UserError
 
 pytestmark = [
     pytest.mark.skipif(

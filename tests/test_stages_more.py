@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from miniact import UserError
 from miniact.config import (
     ACTConfig,
     ChoiceSFTConfig,
@@ -23,7 +24,6 @@ from miniact.config import (
     PromptConfig,
     ReflectConfig,
 )
-from miniact.errors import UserError
 from miniact.evaluate import judgement_accuracy
 from miniact.pairs import (
     Question,
@@ -36,12 +36,11 @@ from miniact.pairs import (
 )
 from miniact.progress import Bar
 from miniact.prompts import Prompter
-from miniact.reflections import Reflection
 from miniact.rewards import canonical
 from miniact.runs import RunFolder, StageLog
 from miniact.stages import Stage, act, choice_sft, dpo, reflect
 from miniact.trajectories import TrajectoryFile, to_row, write_jsonl
-from miniact.types import ActionPair, State, Step, Trajectory
+from miniact.types import ActionPair, Reflection, State, Step, Trajectory
 
 STATES = [State(f"s{i}", "walk", (), f"room {i}") for i in range(6)]
 PAIRS = [ActionPair(s, "good", bad) for s in STATES for bad in ("bad", "worse", "worst")]

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import batches, random_batch, visible_BLL, write_model
 
+from miniact import UserError
 from miniact.batching import layouts
 from miniact.config import ModelConfig
-from miniact.errors import UserError
 from miniact.grpo import weigh
 from miniact.losses import GRPOLoss, cross_entropy
 from miniact.policy import load_policy

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from miniact import UserError
 from miniact.envs import Turn
-from miniact.errors import UserError
 from miniact.trajectories import (
     TrajectoryFile,
     collect,

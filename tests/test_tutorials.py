@@ -59,9 +59,7 @@ def read(tutorial: Path) -> tuple[str, str]:
 def notebook_of(tutorial: Path) -> Any:
     file = FOLDER / "notebooks" / f"{tutorial.stem}.ipynb"
     if not file.is_file():
-        pytest.fail(
-            f"{file.name} is missing; python tutorials/make_notebooks.py {tutorial.name[:2]}"
-        )
+        pytest.fail(f"{file.name} is missing; python dev/make_notebooks.py {tutorial.name[:2]}")
     return nbformat.read(file, as_version=4)
 
 
@@ -118,7 +116,7 @@ def test_imports_public_names_only(tutorial):
 
 @each
 def test_notebook_is_the_tutorial(tutorial):
-    """Remedy: python tutorials/make_notebooks.py NN"""
+    """Remedy: python dev/make_notebooks.py NN"""
     ours = jupytext.read(tutorial, fmt="py:percent").cells
     theirs = notebook_of(tutorial).cells
     assert [(c.cell_type, c.source) for c in theirs] == [(c.cell_type, c.source) for c in ours]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from miniact import UserError
 from miniact.envs import make_env
 from miniact.envs.webshop import ACTIONS, OVER, WebShop
 from miniact.envs.webshop_catalogue import catalogue
@@ -35,7 +36,6 @@ from miniact.envs.webshop_goals import (
     type_reward,
 )
 from miniact.envs.webshop_search import open_index, words
-from miniact.errors import UserError
 
 pytestmark = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("bm25s", "rapidfuzz", "Stemmer")),

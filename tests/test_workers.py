@@ -19,10 +19,10 @@ from fakes import Corridor, FakePolicy
 from trouble import Trouble
 
 import miniact.envs
+from miniact import UserError
 from miniact.config import PromptConfig
 from miniact.envs import Turn, make_env
 from miniact.envs.workers import STOPPED, WorkerEnv
-from miniact.errors import UserError
 from miniact.evaluate import evaluate_episodes
 from miniact.prompts import Prompter
 from miniact.rollout import PlayOptions, Tally, play_episodes

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from miniact import UserError
 from miniact.envs import Turn
-from miniact.errors import UserError
 
 
 class Trouble:

@@ -27,12 +27,12 @@ from miniact.backends.torch_policy import TorchPolicy
 from miniact.config import GRPOConfig, ModelConfig, PromptConfig
 from miniact.envs import make_env
 from miniact.grpo import advantages, make_group, token_weights, weigh
-from miniact.losses import GRPOLoss, Tokens
+from miniact.losses import GRPOLoss
 from miniact.pairs import filter_alternatives, positions, present
 from miniact.prompts import Prompter
 from miniact.rewards import canonical, choice_reward
 from miniact.trajectories import collect
-from miniact.types import ActionPair
+from miniact.types import ActionPair, Tokens
 
 SEED = 4
 

@@ -26,10 +26,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+from miniact import UserError
 from miniact.backends.torch_policy import TorchPolicy
 from miniact.config import ModelConfig, PromptConfig
 from miniact.envs import Turn, make_env
-from miniact.errors import UserError
 from miniact.evaluate import evaluate_episodes, wilson
 from miniact.prompts import Prompter
 from miniact.rollout import Episode, Move, PlayOptions, play_episodes

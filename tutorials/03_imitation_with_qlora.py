@@ -41,7 +41,7 @@ from miniact.config import EvalConfig, ILConfig, ModelConfig, PromptConfig
 from miniact.cost import known_shape
 from miniact.envs import make_env
 from miniact.evaluate import next_action_accuracy
-from miniact.losses import Tokens, cross_entropy
+from miniact.losses import cross_entropy
 from miniact.models import find_model
 from miniact.plan import GB, NF4, Device, Work, memory, weight_bytes
 from miniact.progress import Bar
@@ -49,7 +49,7 @@ from miniact.prompts import Prompter
 from miniact.runs import RunFolder, StageLog
 from miniact.stages import Stage, il
 from miniact.trajectories import TrajectoryFile, collect, read_jsonl, to_row, write_jsonl
-from miniact.types import Completion, Group
+from miniact.types import Completion, Group, Tokens
 
 SEED = 0
 RANK, ALPHA = 8, 16

@@ -39,14 +39,14 @@ from miniact.batching import layouts, loss_tokens
 from miniact.config import GRPOConfig, ModelConfig, PairsConfig, PromptConfig
 from miniact.cost import forward_flops, known_shape, training_flops
 from miniact.envs import make_env
-from miniact.grpo import Scored, advantages, grpo_step, is_live, make_group, token_weights, weigh
-from miniact.losses import GRPOLoss, Tokens
+from miniact.grpo import advantages, grpo_step, is_live, make_group, token_weights, weigh
+from miniact.losses import GRPOLoss
 from miniact.models import find_model
 from miniact.pairs import draw_orders, pairs_at, propose, questions
 from miniact.prompts import Prompter
 from miniact.rewards import choice_reward
 from miniact.trajectories import collect
-from miniact.types import Sample
+from miniact.types import Sample, Scored, Tokens
 
 WORK = Path(tempfile.mkdtemp())
 SEED = 5

@@ -33,7 +33,7 @@ from miniact.config import load_config
 from miniact.cost import forward_flops, known_shape, training_flops
 from miniact.envs import make_env
 from miniact.evaluate import next_action_accuracy, wilson
-from miniact.grpo import Scored, grpo_step, weigh
+from miniact.grpo import grpo_step, weigh
 from miniact.losses import cross_entropy
 from miniact.policy import load_policy
 from miniact.progress import Bar
@@ -43,7 +43,7 @@ from miniact.rollout import PlayOptions, play_episodes
 from miniact.runs import RunFolder, StageLog
 from miniact.stages import Stage, learning_rate, rl
 from miniact.trajectories import TrajectoryFile, collect, to_row, write_jsonl
-from miniact.types import Completion, Group
+from miniact.types import Completion, Group, Scored
 
 WORK = Path(tempfile.mkdtemp())
 SEEDS = (0, 1, 2)

@@ -46,13 +46,13 @@ from miniact.config import ModelConfig, PromptConfig, load_config
 from miniact.envs import make_env
 from miniact.export import export
 from miniact.grpo import advantages, make_group, weigh
-from miniact.losses import GRPOLoss, Tokens, cross_entropy
+from miniact.losses import GRPOLoss, cross_entropy
 from miniact.models import find_model, rope_at_top
 from miniact.policy import Policy, load_policy
 from miniact.prompts import Prompter
 from miniact.rewards import choice_reward
 from miniact.trajectories import collect
-from miniact.types import Completion, Group
+from miniact.types import Completion, Group, Tokens
 
 SEED = 4
 WORK = Path(tempfile.mkdtemp())

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from miniact import UserError
 from miniact.config import ModelConfig
-from miniact.errors import UserError
 from miniact.models import find_model
 from miniact.types import Sample
 

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from miniact.errors import UserError
+from miniact import UserError
 
 CHUNK = 512  # rows of logits that exist at once
 

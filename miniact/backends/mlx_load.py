@@ -20,9 +20,9 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import load_model
 from safetensors import safe_open
 
+from miniact import UserError
 from miniact.backends.mlx_head import check_head, output_layer
 from miniact.config import ModelConfig
-from miniact.errors import UserError
 from miniact.models import rope_at_top
 
 

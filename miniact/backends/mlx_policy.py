@@ -23,6 +23,7 @@ from mlx.optimizers import AdamW
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
 
+from miniact import UserError
 from miniact.backends.common import (
     check_same_shape,
     check_scale,
@@ -35,10 +36,8 @@ from miniact.backends.mlx_head import Head
 from miniact.backends.mlx_load import attach, load_base, pick_device
 from miniact.batching import Layout, layouts, loss_tokens, split_by_completion
 from miniact.config import ModelConfig
-from miniact.errors import UserError
-from miniact.losses import Loss, Tokens
 from miniact.models import ModelSource, end_tokens, load_tokenizer, rope_at_top
-from miniact.types import Group, Sample
+from miniact.types import Group, Loss, Sample, Tokens
 
 PEFT = "base_model.model."  # what PEFT puts before a layer's name
 

@@ -17,8 +17,8 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
+from miniact import UserError
 from miniact.config import ModelConfig
-from miniact.errors import UserError
 from miniact.models import ModelSource, rope_at_top
 
 transformers.utils.logging.disable_progress_bar()
@@ -144,22 +144,3 @@ def add_rope_theta(folder: Path) -> None:
     file = folder / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | rope_at_top(config), indent=2) + "\n")
-
-
-def init_llama(folder: Path, tokenizer: Any, seed: int) -> None:
-    """Write a small Llama with random weights into `folder` (about 330k parameters)."""
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    add_rope_theta(folder)

@@ -20,6 +20,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from miniact import UserError
 from miniact.backends.common import (
     check_same_shape,
     check_scale,
@@ -35,10 +36,8 @@ from miniact.backends.torch_load import attach, load_base, pick_device, pick_dty
 from miniact.backends.torch_sample import Model, sample_chunk
 from miniact.batching import Layout, layouts, loss_tokens, split_by_completion
 from miniact.config import ModelConfig
-from miniact.errors import UserError
-from miniact.losses import Loss, Tokens
 from miniact.models import ModelSource, end_tokens, load_tokenizer
-from miniact.types import Completion, Group, Sample
+from miniact.types import Completion, Group, Loss, Sample, Tokens
 
 
 class TorchPolicy:

@@ -12,7 +12,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from miniact.errors import UserError
+from miniact import UserError
 
 
 @dataclass(frozen=True, slots=True)

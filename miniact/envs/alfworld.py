@@ -17,11 +17,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from miniact import UserError
 from miniact.envs import Turn
 from miniact.envs.alfworld_engine import NOTHING, Game, read_game, require_alfworld
 from miniact.envs.alfworld_expert import Expert
 from miniact.envs.alfworld_games import SPLITS, TASK_TYPES, TREE, generate
-from miniact.errors import UserError
 from miniact.models import cache_root
 
 OVER = "No episode is running."

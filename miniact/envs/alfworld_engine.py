@@ -31,7 +31,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from miniact.errors import UserError
+from miniact import UserError
 
 _GOAL = re.compile(r'(?<="Your task is to: )[^"]*?(?=\.?")')
 _GOAL_MARK = "UNKNOWN GOAL"

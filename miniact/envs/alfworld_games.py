@@ -23,8 +23,8 @@ from pathlib import Path
 
 import filelock
 
+from miniact import UserError
 from miniact.envs.alfworld_engine import alfworld_folder, require_alfworld, visible_names
-from miniact.errors import UserError
 
 TREE = "json_2.1.1"
 SPLITS = ("train", "valid_seen", "valid_unseen")

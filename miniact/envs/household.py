@@ -22,8 +22,8 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import NamedTuple
 
+from miniact import UserError
 from miniact.envs import Turn
-from miniact.errors import UserError
 
 NOTHING = "Nothing happens."
 LAMP = "desklamp"  # the one object that cannot be taken

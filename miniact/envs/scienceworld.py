@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import IO, Any
 
+from miniact import UserError
 from miniact.envs import Turn
-from miniact.errors import UserError
 
 # The tasks and how many variations each has: known here, so that listing them takes no JVM. The
 # official split gives the first half to train, the next quarter to dev, the rest to test.

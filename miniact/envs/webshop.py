@@ -22,13 +22,13 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+from miniact import UserError
 from miniact.envs import Turn
 from miniact.envs.webshop_catalogue import catalogue
 from miniact.envs.webshop_data import Product, open_folder, parse
 from miniact.envs.webshop_expert import choices, queries
 from miniact.envs.webshop_goals import Goal, make_goals, nouns, reward, spacy_nouns
 from miniact.envs.webshop_search import Index, open_index
-from miniact.errors import UserError
 
 ON_A_PAGE = 10  # results
 SUB_PAGES = ("Description", "Features", "Reviews")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from miniact.errors import UserError
+from miniact import UserError
 
 ASIN_LENGTH = 10  # a longer product number is a scraping accident
 NO_PRICE = 100.0  # dollars, for a product without a price

@@ -18,8 +18,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from miniact import UserError
 from miniact.envs.webshop_data import Data, Product, Wish
-from miniact.errors import UserError
 
 SHUFFLE_SEED = 233  # the original's: goal number 12 is the same goal here and there
 NO_LIMIT = 1_000_000.0  # dollars

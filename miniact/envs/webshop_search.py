@@ -18,7 +18,7 @@ from typing import Any
 import filelock
 import numpy as np
 
-from miniact.errors import UserError
+from miniact import UserError
 from miniact.models import cache_root
 from miniact.runs import whole_folder, write_text
 

@@ -29,8 +29,8 @@ import weakref
 from dataclasses import asdict
 from typing import IO, Any
 
+from miniact import UserError
 from miniact.envs import Env, Turn, build_env, find_env
-from miniact.errors import UserError
 
 STOPPED = "The worker stopped"
 _IDLE = "no episode is running"

@@ -14,17 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from miniact import UserError
 from miniact.config import PairsConfig, StageConfig
-from miniact.errors import UserError
 from miniact.grpo import weigh
 from miniact.losses import cross_entropy
 from miniact.pairs import Question, questions
 from miniact.policy import Policy
 from miniact.prompts import Prompt, Prompter
-from miniact.reflections import Reflection
 from miniact.runs import StageLog
 from miniact.trajectories import ExpertStates
-from miniact.types import ActionPair, Completion, Group
+from miniact.types import ActionPair, Completion, Group, Reflection
 
 
 @dataclass(frozen=True)

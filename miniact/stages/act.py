@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from miniact.grpo import Scored, grpo_step
+from miniact.grpo import grpo_step
 from miniact.pairs import (
     Question,
     by_state,
@@ -27,7 +27,7 @@ from miniact.rewards import choice_reward
 from miniact.runs import write_json
 from miniact.stages import Stage, learning_rate
 from miniact.trajectories import shuffled, write_jsonl
-from miniact.types import Sample
+from miniact.types import Sample, Scored
 
 
 def run(stage: Stage) -> None:

@@ -10,7 +10,7 @@ reflections are made before anything is trained: reflections.py.
 
 from __future__ import annotations
 
-from miniact.errors import UserError
+from miniact import UserError
 from miniact.stages import Stage, imitate
 from miniact.trajectories import shuffled
 

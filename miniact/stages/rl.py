@@ -6,10 +6,10 @@ canonicalisation). No environment is needed: the expert's states and actions are
 
 from __future__ import annotations
 
-from miniact.grpo import Scored, grpo_step
+from miniact.grpo import grpo_step
 from miniact.rewards import action_reward, same_action
 from miniact.stages import Stage, learning_rate
-from miniact.types import Sample
+from miniact.types import Sample, Scored
 
 
 def run(stage: Stage) -> None:

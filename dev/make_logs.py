@@ -1,4 +1,4 @@
-"""How the two sample logs were made: python miniact/assets/logs/make.py
+"""How the two sample logs were made: python dev/make_logs.py
 
 The household world is played by its own expert; one episode in twelve by a player at random, who
 fails (success: false), as some agents in any real log do. Both logs are in OpenAI's chat format,
@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import miniact
 from miniact.envs.household import Household
 from miniact.importers import import_log
 from miniact.trajectories import write_jsonl
@@ -102,4 +103,4 @@ def make(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(__file__).parent)
+    make(Path(miniact.__file__).parent / "assets" / "logs")

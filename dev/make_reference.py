@@ -1,26 +1,22 @@
-"""`miniact reference`: every config key and every logged metric, as one page or one by one.
+"""docs/reference.md: every config key and every logged metric. python dev/make_reference.py
 
 Nothing is written twice: keys come from the dataclasses of config.py, metrics from metrics.py.
-docs/reference.md is this module's output; a test keeps it up to date.
+A test keeps the page up to date.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import json
 import re
-import textwrap
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from miniact.config import STAGES, Config
-from miniact.errors import UserError
-from miniact.metrics import EVALUATION, TRAINING, Metric
-
-WIDTH = 92  # of an entry in the terminal
+from miniact.metrics import EVALUATION, TRAINING
 
 
 @dataclass(frozen=True)
@@ -33,16 +29,6 @@ class Key:
     allowed: str
     meaning: str
     owner: type  # the dataclass that declares it; the stages share some
-    healthy = ""
-
-    @property
-    def about(self) -> str:
-        return "; ".join(
-            part for part in (self.kind, self.allowed, f"default {self.default}") if part
-        )
-
-
-Entry = Key | Metric
 
 
 def sections(cls: type = Config, where: str = "") -> Iterator[tuple[str, type]]:
@@ -82,66 +68,11 @@ def config_keys() -> list[Key]:
     return [key for where, cls in sections() for key in keys_of(where, cls)]
 
 
-# ---- one entry -----------------------------------------------------------------------------
-
-
-def _fits(pattern: str, text: str) -> bool:
-    """Whether a text is what a pattern says, in which CAPITALS stand for any word."""
-    return re.fullmatch(re.sub("[A-Z]{2,}", r"\\w+", re.escape(pattern)), text) is not None
-
-
-def matches(name: str, asked: str) -> bool:
-    """Whether `asked` is a part of a dotted name.
-
-    >>> matches("stage.act.lr", "lr"), matches("stage.act.lr", "stage.act")
-    (True, True)
-    >>> matches("splits.SPLIT.success", "splits.id.success"), matches("stage.act.lr", "r")
-    (True, False)
-    """
-    parts, wanted = name.split("."), asked.split(".")
-    return any(
-        not parts[at].isupper()  # an entry is not found by that which stands for any word
-        and all(map(_fits, parts[at:], wanted))
-        for at in range(len(parts) - len(wanted) + 1)
-    )
-
-
-def find(asked: str) -> list[Entry]:
-    """The entries with this name, in this section, or with this label in a table of results.
-
-    Raises UserError with a suggestion if there are none.
-    """
-    entries: list[Entry] = [*config_keys(), *TRAINING, *EVALUATION]
-    labelled = [m for m in EVALUATION if m.label and _fits(m.label, asked)]
-    found = [e for e in entries if matches(e.name, asked) or e in labelled]
-    if not found:
-        parts = dict.fromkeys(part for e in entries for part in e.name.split("."))
-        known = [*parts, *(e.name for e in entries), *(m.label for m in EVALUATION if m.label)]
-        near = difflib.get_close_matches(asked, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "miniact reference prints all"
-        raise UserError(f"{asked}: no config key, section or metric has this name; {hint}")
-    return found
-
-
-def describe(entries: Sequence[Entry]) -> str:
-    """Entries as text for a terminal."""
-    shown = []
-    for entry in entries:
-        healthy = f" Healthy: {entry.healthy}." if entry.healthy else ""
-        body = textwrap.wrap(f"{entry.meaning}.{healthy}", WIDTH - 4)
-        shown.append("\n".join([f"{entry.name}  ({entry.about})", *(f"    {x}" for x in body)]))
-    return "\n".join(shown) + "\n"
-
-
-# ---- the page ------------------------------------------------------------------------------
-
 INTRO = """\
 # Reference
 
 Every config key and every logged figure. Written from `miniact/config.py` and `miniact/metrics.py`
-by `miniact reference --out docs/reference.md`: edit those. One entry, one section or one word of a
-table, in the terminal: `miniact reference zero_variance`, `miniact reference stage.act`,
-`miniact reference stuck`."""
+by `python dev/make_reference.py`: edit those."""
 
 KEYS_INTRO = """\
 ## Config keys
@@ -212,3 +143,8 @@ def page() -> str:
         *(EVALUATION_INTRO, table(("figure", "in tables", "unit", "meaning"), evaluation)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    file = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
+    file.write_text(page(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer doing the work of `miniact bench`: what its user gets, on the same model.
+"""TRL's GRPOTrainer doing the work of `bench.py`: what its user gets, on the same model.
 
 Same weights, adapter, prompts, G, lengths, precision (float32 on a CPU), one optimizer step per
 sampled batch, β = 0. All else is TRL's default, checkpointing and its loss among it.
@@ -18,9 +18,9 @@ import numpy as np
 import torch
 import transformers
 
+from miniact import UserError
 from miniact.backends.common import model_folder
 from miniact.backends.torch_load import pick_device, pick_dtype
-from miniact.errors import UserError
 
 
 class _Stepper(transformers.TrainerCallback):
@@ -38,7 +38,7 @@ class _Stepper(transformers.TrainerCallback):
 
 
 def run_trl(work: Any, texts: list[str], lean: bool, serve: Any) -> None:
-    """Train as many steps as there are texts; `serve` is told when and what (see bench_worker)."""
+    """Train as many steps as there are texts; `serve` is told when and what (see worker.py)."""
     try:
         import datasets
         import trl

@@ -1,4 +1,4 @@
-"""One side of `miniact bench`, in a process of its own: `python -m miniact.bench_worker`.
+"""One side of `bench.py`, in a process of its own.
 
 Reads one JSON line with the work, answers {"ready": …}, then takes one GRPO step per line read and
 answers with its seconds and its peak memory above the weights, in bytes.
@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from miniact import UserError
 from miniact.config import GRPOConfig, ModelConfig
-from miniact.errors import UserError
-from miniact.grpo import Scored, grpo_step
+from miniact.grpo import grpo_step
 from miniact.policy import Policy, load_policy, resolve_backend
-from miniact.types import Sample
+from miniact.types import Sample, Scored
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,9 @@ def main() -> None:
             policy = load_policy(config, work.seed)
             run_ours(work, policy, make_texts(policy.tokenizer, work), serve)
         else:
+            from trl_side import run_trl
+
             from miniact.backends.common import model_folder
-            from miniact.backends.trl_side import run_trl
             from miniact.models import ModelSource, load_tokenizer
 
             source = ModelSource(str(model_folder(work.model)), is_local=True)
