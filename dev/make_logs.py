@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import miniact
+from miniact.data.importing import import_log
+from miniact.data.trajectories import write_jsonl
 from miniact.envs.household import Household
-from miniact.importers import import_log
-from miniact.trajectories import write_jsonl
 
 SEED = 2026
 EPISODES = {"chat": 88, "toolcalls": 22}
@@ -103,4 +103,4 @@ def make(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(miniact.__file__).parent / "assets" / "logs")
+    make(Path(miniact.__file__).parent / "data" / "samples")

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from miniact.config import STAGES, Config
-from miniact.metrics import EVALUATION, TRAINING
+from miniact.config.sections import STAGES, Config
+from miniact.experiments.metrics import EVALUATION, TRAINING
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def config_keys() -> list[Key]:
 INTRO = """\
 # Reference
 
-Every config key and every logged figure. Written from `miniact/config.py` and `miniact/metrics.py`
-by `python dev/make_reference.py`: edit those."""
+Every config key and every logged figure. Written from `miniact/config/sections.py` and
+`miniact/experiments/metrics.py` by `python dev/make_reference.py`: edit those."""
 
 KEYS_INTRO = """\
 ## Config keys

@@ -26,16 +26,16 @@ import torch
 import transformers
 from rich.console import Console
 
-from miniact.backends.torch_load import add_rope_theta
-from miniact.cli_common import friendly
-from miniact.config import ModelConfig, PromptConfig
+from miniact.backends.protocol import load_policy
+from miniact.backends.torch.load import add_rope_theta
+from miniact.cli.common import friendly
+from miniact.config.sections import ModelConfig, PromptConfig
 from miniact.envs import Env, make_env
-from miniact.grpo import weigh
-from miniact.losses import cross_entropy
-from miniact.policy import load_policy
-from miniact.progress import Bar
-from miniact.prompts import Prompter
-from miniact.runs import whole_folder
+from miniact.method.grpo import weigh
+from miniact.method.losses import cross_entropy
+from miniact.method.prompts import Prompter
+from miniact.runs.folder import whole_folder
+from miniact.runs.progress import Bar
 from miniact.types import Completion, Group, State
 
 CHAT_TEMPLATE = (

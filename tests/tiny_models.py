@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from miniact.batching import Layout
-from miniact.grpo import weigh
+from miniact.backends.layout import Layout
+from miniact.method.grpo import weigh
 from miniact.types import Completion, Group
 
 KINDS = ("llama-tied", "llama-untied", "qwen3-tied", "qwen3-untied")

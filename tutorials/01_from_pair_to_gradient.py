@@ -23,15 +23,15 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from miniact.backends.torch_policy import TorchPolicy
-from miniact.config import GRPOConfig, ModelConfig, PromptConfig
+from miniact.backends.torch.policy import TorchPolicy
+from miniact.config.sections import GRPOConfig, ModelConfig, PromptConfig
+from miniact.data.trajectories import collect
 from miniact.envs import make_env
-from miniact.grpo import advantages, make_group, token_weights, weigh
-from miniact.losses import GRPOLoss
-from miniact.pairs import filter_alternatives, positions, present
-from miniact.prompts import Prompter
-from miniact.rewards import canonical, choice_reward
-from miniact.trajectories import collect
+from miniact.method.grpo import advantages, make_group, token_weights, weigh
+from miniact.method.losses import GRPOLoss
+from miniact.method.pairs import filter_alternatives, positions, present
+from miniact.method.prompts import Prompter
+from miniact.method.rewards import canonical, choice_reward
 from miniact.types import ActionPair, Tokens
 
 SEED = 4

@@ -27,13 +27,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from miniact import UserError
-from miniact.backends.torch_policy import TorchPolicy
-from miniact.config import ModelConfig, PromptConfig
+from miniact.backends.torch.policy import TorchPolicy
+from miniact.config.sections import ModelConfig, PromptConfig
+from miniact.data.trajectories import TrajectoryFile, collect, to_row, write_jsonl
 from miniact.envs import Turn, make_env
-from miniact.evaluate import evaluate_episodes, wilson
-from miniact.prompts import Prompter
-from miniact.rollout import Episode, Move, PlayOptions, play_episodes
-from miniact.trajectories import TrajectoryFile, collect, to_row, write_jsonl
+from miniact.evaluation.episodes import Episode, Move, PlayOptions, play_episodes
+from miniact.evaluation.evaluate import evaluate_episodes, wilson
+from miniact.method.prompts import Prompter
 from miniact.types import State, Step, Trajectory
 
 SEED = 0
@@ -211,7 +211,7 @@ for step in one.steps:
 # Its expert opens drawers in order until it sees the book. It does not peek at `_book`: an expert that
 # knows more than the agent was shown cannot be imitated, because nothing in the state says what it does.
 #
-# Is it a world as the package wants it? `tests/test_env_contract.py` asks every environment the same
+# Is it a world as the package wants it? `tests/envs/test_env_contract.py` asks every environment the same
 # questions. The heart of them:
 
 

@@ -36,19 +36,19 @@ from rich.console import Console
 from torch.nn.functional import linear, log_softmax
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from miniact.backends.torch_policy import TorchPolicy
-from miniact.config import EvalConfig, ILConfig, ModelConfig, PromptConfig
-from miniact.cost import known_shape
+from miniact.backends.models import find_model
+from miniact.backends.torch.policy import TorchPolicy
+from miniact.config.sections import EvalConfig, ILConfig, ModelConfig, PromptConfig
+from miniact.data.trajectories import TrajectoryFile, collect, read_jsonl, to_row, write_jsonl
 from miniact.envs import make_env
-from miniact.evaluate import next_action_accuracy
-from miniact.losses import cross_entropy
-from miniact.models import find_model
-from miniact.plan import GB, NF4, Device, Work, memory, weight_bytes
-from miniact.progress import Bar
-from miniact.prompts import Prompter
-from miniact.runs import RunFolder, StageLog
-from miniact.stages import Stage, il
-from miniact.trajectories import TrajectoryFile, collect, read_jsonl, to_row, write_jsonl
+from miniact.evaluation.evaluate import next_action_accuracy
+from miniact.method.losses import cross_entropy
+from miniact.method.prompts import Prompter
+from miniact.method.stage import Stage, il
+from miniact.runs.folder import RunFolder, StageLog
+from miniact.runs.progress import Bar
+from miniact.tools.cost import known_shape
+from miniact.tools.plan import GB, NF4, Device, Work, memory, weight_bytes
 from miniact.types import Completion, Group, Tokens
 
 SEED = 0
@@ -117,7 +117,7 @@ for name, A in (("A random, B = 0", A_RI), ("A = 0,      B = 0", A_zero_RI)):
 
 # %% [markdown]
 # The same in the tiny model. Its policy puts LoRA beside every linear layer, and computes it with fewer
-# passes over memory than PEFT (`backends/torch_fast.py`), to the same result:
+# passes over memory than PEFT (`backends/torch/fast.py`), to the same result:
 
 # %%
 policy = TorchPolicy(ModelConfig(path="builtin:tiny", rank=RANK, alpha=ALPHA), seed=SEED)

@@ -28,12 +28,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from miniact.backends.torch_load import init_llama
-from miniact.backends.torch_policy import TorchPolicy
-from miniact.config import EvalConfig, ModelConfig, PairsConfig, PromptConfig
+from miniact.backends.torch.load import init_llama
+from miniact.backends.torch.policy import TorchPolicy
+from miniact.config.sections import EvalConfig, ModelConfig, PairsConfig, PromptConfig
+from miniact.data.trajectories import TrajectoryFile, collect, to_row, write_jsonl
 from miniact.envs import make_env
-from miniact.evaluate import implicit_judgements, judgement_accuracy, rate
-from miniact.pairs import (
+from miniact.evaluation.evaluate import implicit_judgements, judgement_accuracy, rate
+from miniact.method.pairs import (
     choose_states,
     draw_orders,
     filter_alternatives,
@@ -42,10 +43,9 @@ from miniact.pairs import (
     questions,
     read_pairs,
 )
-from miniact.pairs import to_row as pair_row
-from miniact.prompts import Prompter
-from miniact.rewards import canonical, choice_reward
-from miniact.trajectories import TrajectoryFile, collect, to_row, write_jsonl
+from miniact.method.pairs import to_row as pair_row
+from miniact.method.prompts import Prompter
+from miniact.method.rewards import canonical, choice_reward
 from miniact.types import Completion, Group
 
 SEED = 0

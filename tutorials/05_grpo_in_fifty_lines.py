@@ -34,18 +34,18 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from miniact.backends.torch_policy import TorchPolicy
-from miniact.batching import layouts, loss_tokens
-from miniact.config import GRPOConfig, ModelConfig, PairsConfig, PromptConfig
-from miniact.cost import forward_flops, known_shape, training_flops
+from miniact.backends.layout import layouts, loss_tokens
+from miniact.backends.models import find_model
+from miniact.backends.torch.policy import TorchPolicy
+from miniact.config.sections import GRPOConfig, ModelConfig, PairsConfig, PromptConfig
+from miniact.data.trajectories import collect
 from miniact.envs import make_env
-from miniact.grpo import advantages, grpo_step, is_live, make_group, token_weights, weigh
-from miniact.losses import GRPOLoss
-from miniact.models import find_model
-from miniact.pairs import draw_orders, pairs_at, propose, questions
-from miniact.prompts import Prompter
-from miniact.rewards import choice_reward
-from miniact.trajectories import collect
+from miniact.method.grpo import advantages, grpo_step, is_live, make_group, token_weights, weigh
+from miniact.method.losses import GRPOLoss
+from miniact.method.pairs import draw_orders, pairs_at, propose, questions
+from miniact.method.prompts import Prompter
+from miniact.method.rewards import choice_reward
+from miniact.tools.cost import forward_flops, known_shape, training_flops
 from miniact.types import Sample, Scored, Tokens
 
 WORK = Path(tempfile.mkdtemp())
@@ -444,7 +444,7 @@ print(f"this step: {plain_rows} tokens in plain rows, {one_row} in shared ones",
 print(f": {plain_rows / one_row:.1f} times as many")
 
 # %% [markdown]
-# `miniact.cost` turns sizes into operations, so that a step can be priced before it is run. For a big
+# `miniact.tools.cost` turns sizes into operations, so that a step can be priced before it is run. For a big
 # model the linear layers dominate, and the ratio of operations is nearly that of the tokens:
 
 # %%

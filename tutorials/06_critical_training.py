@@ -27,15 +27,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
 
-from miniact.cli_common import find_config
-from miniact.config import load_config
-from miniact.evaluate import judgement_accuracy, wilson
-from miniact.pairs import questions, read_pairs
-from miniact.pipeline import start_run
-from miniact.policy import load_policy
-from miniact.prompts import Prompter
-from miniact.report import read_metrics
-from miniact.rewards import canonical
+from miniact.backends.protocol import load_policy
+from miniact.cli.common import find_config
+from miniact.config.sections import load_config
+from miniact.evaluation.evaluate import judgement_accuracy, wilson
+from miniact.experiments.pipeline import start_run
+from miniact.experiments.results import read_metrics
+from miniact.method.pairs import questions, read_pairs
+from miniact.method.prompts import Prompter
+from miniact.method.rewards import canonical
 from miniact.types import Completion, Group, Sample
 
 WORK = Path(tempfile.mkdtemp())

@@ -28,21 +28,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
 
-from miniact.cli_common import find_config
-from miniact.config import load_config
-from miniact.cost import forward_flops, known_shape, training_flops
+from miniact.backends.protocol import load_policy
+from miniact.cli.common import find_config
+from miniact.config.sections import load_config
+from miniact.data.trajectories import TrajectoryFile, collect, to_row, write_jsonl
 from miniact.envs import make_env
-from miniact.evaluate import next_action_accuracy, wilson
-from miniact.grpo import grpo_step, weigh
-from miniact.losses import cross_entropy
-from miniact.policy import load_policy
-from miniact.progress import Bar
-from miniact.prompts import Prompter
-from miniact.rewards import action_reward, canonical
-from miniact.rollout import PlayOptions, play_episodes
-from miniact.runs import RunFolder, StageLog
-from miniact.stages import Stage, learning_rate, rl
-from miniact.trajectories import TrajectoryFile, collect, to_row, write_jsonl
+from miniact.evaluation.episodes import PlayOptions, play_episodes
+from miniact.evaluation.evaluate import next_action_accuracy, wilson
+from miniact.method.grpo import grpo_step, weigh
+from miniact.method.losses import cross_entropy
+from miniact.method.prompts import Prompter
+from miniact.method.rewards import action_reward, canonical
+from miniact.method.stage import Stage, learning_rate, rl
+from miniact.runs.folder import RunFolder, StageLog
+from miniact.runs.progress import Bar
+from miniact.tools.cost import forward_flops, known_shape, training_flops
 from miniact.types import Completion, Group, Scored
 
 WORK = Path(tempfile.mkdtemp())

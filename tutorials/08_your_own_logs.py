@@ -30,17 +30,17 @@ import numpy as np
 from rich.console import Console
 
 import miniact
-from miniact.cli_common import find_config
-from miniact.config import load_config
-from miniact.evaluate import wilson
-from miniact.importers import describe, import_log, read_log
-from miniact.models import find_model, load_tokenizer
-from miniact.pairs import read_pairs
-from miniact.pipeline import start_run
-from miniact.rewards import same_action
-from miniact.trajectories import TrajectoryFile, hold_out
+from miniact.backends.models import find_model, load_tokenizer
+from miniact.cli.common import find_config
+from miniact.config.sections import load_config
+from miniact.data.importing import describe, import_log, read_log
+from miniact.data.trajectories import TrajectoryFile, hold_out
+from miniact.evaluation.evaluate import wilson
+from miniact.experiments.pipeline import start_run
+from miniact.method.pairs import read_pairs
+from miniact.method.rewards import same_action
 
-LOGS = Path(miniact.__file__).parent / "assets" / "logs"
+LOGS = Path(miniact.__file__).parent / "data" / "samples"
 WORK = Path(tempfile.mkdtemp())
 SEED = 0
 
@@ -48,7 +48,7 @@ SEED = 0
 # ## 1 · What a log is
 #
 # OpenAI's chat format, one conversation a line. This one was written by the household world's expert
-# (`assets/logs/make.py` beside it made it); one episode in twelve is a failure, as real logs have them.
+# (`dev/make_logs.py` made it); one episode in twelve is a failure, as real logs have them.
 # From here on no world is used: the file is all there is.
 
 # %%

@@ -41,17 +41,17 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import miniact
-from miniact.cli_common import find_config
-from miniact.config import ModelConfig, PromptConfig, load_config
+from miniact.backends.models import find_model, rope_at_top
+from miniact.backends.protocol import Policy, load_policy
+from miniact.cli.common import find_config
+from miniact.config.sections import ModelConfig, PromptConfig, load_config
+from miniact.data.trajectories import collect
 from miniact.envs import make_env
-from miniact.export import export
-from miniact.grpo import advantages, make_group, weigh
-from miniact.losses import GRPOLoss, cross_entropy
-from miniact.models import find_model, rope_at_top
-from miniact.policy import Policy, load_policy
-from miniact.prompts import Prompter
-from miniact.rewards import choice_reward
-from miniact.trajectories import collect
+from miniact.method.grpo import advantages, make_group, weigh
+from miniact.method.losses import GRPOLoss, cross_entropy
+from miniact.method.prompts import Prompter
+from miniact.method.rewards import choice_reward
+from miniact.tools.export import export
 from miniact.types import Completion, Group, Tokens
 
 SEED = 4

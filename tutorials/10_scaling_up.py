@@ -27,11 +27,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from safetensors import safe_open
 
-from miniact.cli_common import find_config
-from miniact.config import ModelConfig, load_config, to_dict
-from miniact.cost import known_shape, read_shape
-from miniact.models import find_model
-from miniact.plan import (
+from miniact.backends.models import find_model
+from miniact.cli.common import find_config
+from miniact.config.sections import ModelConfig, load_config, to_dict
+from miniact.tools.cost import known_shape, read_shape
+from miniact.tools.plan import (
     CHUNK,
     GB,
     NF4,
@@ -49,7 +49,7 @@ from miniact.plan import (
 # ## 1 · Shapes
 #
 # Eight numbers describe a decoder. They stand in the `config.json` beside the weights; those of both
-# Qwen3 models are also in `miniact.cost`, so that planning for them downloads nothing. Every layer
+# Qwen3 models are also in `miniact.tools.cost`, so that planning for them downloads nothing. Every layer
 # has $W_q$, $W_k$, $W_v$, $W_o$ and three matrices of a gated MLP:
 #
 # $$N = \underbrace{(1\text{ or }2)\,V h}_{\text{embedding, head}}+L\,\big(2\,h\,q+2\,h\,k+3\,h\,f\big)+(2L+1)\,h$$
@@ -322,11 +322,11 @@ assert [gb.sum() > 24 for gb in levers.values()] == [True, True, True, False, Fa
 CHILD = """
 import json, sys
 import numpy as np
-from miniact.backends.torch_probe import Probe
-from miniact.config import ModelConfig
-from miniact.grpo import advantages, weigh
-from miniact.losses import GRPOLoss
-from miniact.policy import load_policy
+from miniact.backends.torch.probe import Probe
+from miniact.config.sections import ModelConfig
+from miniact.method.grpo import advantages, weigh
+from miniact.method.losses import GRPOLoss
+from miniact.backends.protocol import load_policy
 from miniact.types import Completion, Group
 
 options, P, G, C, batches = json.loads(sys.argv[1])

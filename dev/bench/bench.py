@@ -25,9 +25,9 @@ from rich.table import Table
 from worker import Work
 
 from miniact import UserError, __version__
-from miniact.cli_common import friendly
-from miniact.cost import Shape, forward_flops, shape_of_folder, training_flops
-from miniact.runs import write_json
+from miniact.cli.common import friendly
+from miniact.runs.folder import write_json
+from miniact.tools.cost import Shape, forward_flops, shape_of_folder, training_flops
 
 GB = 1e9
 

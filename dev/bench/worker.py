@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from miniact import UserError
-from miniact.config import GRPOConfig, ModelConfig
-from miniact.grpo import grpo_step
-from miniact.policy import Policy, load_policy, resolve_backend
+from miniact.backends.protocol import Policy, load_policy, resolve_backend
+from miniact.config.sections import GRPOConfig, ModelConfig
+from miniact.method.grpo import grpo_step
 from miniact.types import Sample, Scored
 
 
@@ -142,9 +142,9 @@ def main() -> None:
         )
         backend = resolve_backend(work.backend) if side == "miniact" else "torch"
         if backend == "mlx":
-            from miniact.backends.mlx_probe import Probe
+            from miniact.backends.mlx.probe import Probe
         else:
-            from miniact.backends.torch_probe import Probe  # type: ignore[assignment]
+            from miniact.backends.torch.probe import Probe  # type: ignore[assignment]
         serve = Serve(out, Probe("auto", "auto"))
         if side == "miniact":
             policy = load_policy(config, work.seed)
@@ -153,7 +153,7 @@ def main() -> None:
             from trl_side import run_trl
 
             from miniact.backends.common import model_folder
-            from miniact.models import ModelSource, load_tokenizer
+            from miniact.backends.models import ModelSource, load_tokenizer
 
             source = ModelSource(str(model_folder(work.model)), is_local=True)
             run_trl(work, make_texts(load_tokenizer(source), work), side == "trl-lean", serve)

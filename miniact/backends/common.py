@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from miniact import UserError
-from miniact.config import ModelConfig
-from miniact.models import find_model
+from miniact.backends.models import find_model
+from miniact.config.sections import ModelConfig
 from miniact.types import Sample
 
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "model*.safetensors"]  # no code
@@ -24,7 +24,7 @@ def model_folder(path: str, files: Sequence[str] = HUB_FILES) -> Path:
     """`model.path` as a folder of safetensors: a GGUF is converted, a hub model is downloaded."""
     source = find_model(path)
     if source.gguf:
-        from miniact.backends.torch_load import materialise
+        from miniact.backends.torch.load import materialise
 
         source = materialise(source)
     if source.is_local:

@@ -1,8 +1,8 @@
 """Environments: the protocol that they keep, and the registry that builds them by name.
 
 To add one, write a class with the methods of `Env` in a file of its own and add a line to
-`_REGISTRY`. `tests/test_env_contract.py` then checks determinism, the expert, the splits, illegal
-actions and closing.
+`_REGISTRY`. `tests/envs/test_env_contract.py` then checks determinism, the expert, the splits,
+illegal actions and closing.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Env(Protocol):
 _REGISTRY = {
     "household": "miniact.envs.household:Household",
     "scienceworld": "miniact.envs.scienceworld:ScienceWorld",
-    "alfworld": "miniact.envs.alfworld:ALFWorld",
-    "webshop": "miniact.envs.webshop:WebShop",
+    "alfworld": "miniact.envs.alfworld.env:ALFWorld",
+    "webshop": "miniact.envs.webshop.env:WebShop",
 }
 
 

@@ -1,0 +1,1 @@
+"""The MLX backend: the only place where mlx appears."""

@@ -1,0 +1,203 @@
+"""Loading a Hugging Face model for MLX: precision, device, QLoRA, LoRA or all weights.
+
+The model definitions are mlx-lm's. LoRA is our own, so that its scale, its start and its names are
+PEFT's, and both backends read one adapter format. The 4-bit base of QLoRA differs between them:
+here MLX's affine groups (w ≈ scale·q + bias, for every 64 weights), there bitsandbytes' NF4.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.utils import load_model
+from safetensors import safe_open
+
+from miniact import UserError
+from miniact.backends.mlx.head import check_head, output_layer
+from miniact.backends.models import rope_at_top
+from miniact.config.sections import ModelConfig
+
+
+def pick_device(name: str) -> None:
+    """Set MLX's default device: auto is the GPU of a Mac, and the CPU elsewhere."""
+    devices: dict[str, Any] = {"auto": mx.default_device(), "cpu": mx.cpu}
+    if mx.is_available(mx.gpu):
+        devices |= {"gpu": mx.gpu, "mps": mx.gpu}
+    if name not in devices:
+        raise UserError(
+            f"model.device: {name!r} is not usable here with MLX; one of {', '.join(devices)}"
+        )
+    mx.set_default_device(devices[name])
+
+
+def pick_dtype(name: str) -> mx.Dtype:
+    if name == "auto":
+        name = "bfloat16" if mx.default_device() == mx.Device(mx.gpu) else "float32"
+    return getattr(mx, name)
+
+
+def read_config(folder: Path, config: ModelConfig) -> dict[str, Any]:
+    """The model's config.json; UserError on what MLX cannot load, before mlx-lm tries."""
+    found = json.loads((folder / "config.json").read_text())
+    method = (found.get("quantization_config") or {}).get("quant_method", "")
+    if "bitsandbytes" in method or "bnb" in method:
+        raise UserError(
+            f"model.path: {config.path!r} is quantised by bitsandbytes, which MLX cannot read; "
+            "take the unquantised model with model.adapter: qlora, or model.backend: torch"
+        )
+    if "model_file" in found:  # code from a hub is never run
+        raise UserError(f"model.path: {config.path!r} wants to run its own code; not supported")
+    return found
+
+
+def load_base(folder: Path, config: ModelConfig) -> Any:
+    """The base model in the configured precision; 4-bit for adapter: qlora."""
+    found = read_config(folder, config)
+    try:
+        model = _build(folder, config, found)
+    except UserError:
+        raise
+    except Exception as error:  # each architecture of mlx-lm fails in its own way
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"model.path: mlx-lm cannot load {config.path!r} (model type "
+            f"{found.get('model_type')!r}): {reason:.200}; model.backend: torch may know it"
+        ) from None
+    _note_window(model, found)
+    return model
+
+
+def _build(folder: Path, config: ModelConfig, found: dict[str, Any]) -> Any:
+    model, loaded = load_model(folder, lazy=True, model_config=rope_at_top(found))
+    model.set_dtype(pick_dtype(config.dtype))
+    is_quantised = "quantization" in loaded
+    if config.adapter == "full" and is_quantised:
+        raise UserError(f"model.adapter: full cannot train {config.path!r}, which is quantised")
+    if config.adapter == "qlora" and not is_quantised:
+        head = output_layer(model)
+        nn.quantize(model, class_predicate=lambda _, m: m is not head and _four_bits(m))
+    mx.eval(model.parameters())  # read and quantised weight by weight, never all in full precision
+    check_head(model)
+    return model
+
+
+def _note_window(model: Any, found: dict[str, Any]) -> None:
+    """mlx-lm gives Mistral and Phi-3 full attention, whatever window their config.json names."""
+    window = found.get("sliding_window") if found.get("use_sliding_window", True) else None
+    kinds = set(found.get("layer_types") or ["sliding_attention"])
+    is_ignored = all(type(c) is KVCache for c in make_prompt_cache(model))
+    if window and "sliding_attention" in kinds and is_ignored:
+        print(
+            f"note: mlx-lm ignores this model's attention window of {window} tokens; longer "
+            "sequences come out differently than with PyTorch",
+            file=sys.stderr,
+        )
+
+
+def _four_bits(module: nn.Module) -> dict[str, Any] | bool:
+    """How to quantise a layer. One whose width no group size divides keeps its precision."""
+    if isinstance(module, nn.Linear):
+        for size in (64, 32):
+            if module.weight.shape[1] % size == 0:
+                return {"group_size": size, "bits": 4, "mode": "affine"}
+    return False
+
+
+class LoRALinear(nn.Module):
+    """y = W x + (α / r) · B A x, with A [r, in] and B [out, r] in float32, named as PEFT does.
+
+    A ~ U(−1/√in, 1/√in), which is PEFT's kaiming_uniform(a = √5); B = 0.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, key: mx.array) -> None:
+        super().__init__()
+        outputs, inputs = base.weight.shape  # type: ignore[misc]
+        if isinstance(base, nn.QuantizedLinear):
+            inputs = inputs * 32 // base.bits  # the weight is packed into 32-bit words
+        bound = inputs**-0.5
+        self.base, self.scale = base, scale
+        self.lora_A = mx.random.uniform(-bound, bound, (rank, inputs), key=key)
+        self.lora_B = mx.zeros((outputs, rank))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.base(x)
+        update = (x.astype(mx.float32) @ self.lora_A.T) @ self.lora_B.T
+        return y + (self.scale * update).astype(y.dtype)
+
+
+def attach(model: Any, folder: Path, config: ModelConfig, seed: int) -> Any:
+    """Add the trainable part. The seed fixes LoRA's A; B is zero."""
+    if config.gradient_checkpointing:
+        for layer in model.layers:
+            layer.__class__ = _checkpointed(type(layer))
+    if config.adapter == "full":
+        _check_names(folder, config, list(dict(tree_flatten(model.parameters()))))
+        return model
+    model.freeze()
+    head = output_layer(model)
+    linear = sorted(
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.QuantizedLinear)) and module is not head
+    )
+    _check_names(folder, config, [f"{path}.weight" for path, _ in linear])
+    keys = mx.random.split(mx.random.key(seed), len(linear))
+    for (path, module), key in zip(linear, keys):
+        lora = LoRALinear(module, config.rank, config.alpha / config.rank, key)
+        model.update_modules(tree_unflatten([(path, lora)]))
+    return model
+
+
+def _check_names(folder: Path, config: ModelConfig, names: list[str]) -> None:
+    """PEFT names its weights as the model folder does, so mlx-lm must name its layers so too."""
+    stored: set[str] = set()
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, "np") as weights:
+            stored |= set(weights.keys())
+    strange = [name for name in names if name not in stored] or ["no linear layers"][len(names) :]
+    if strange:
+        raise UserError(
+            f"model.path: mlx-lm names the weights of {config.path!r} in its own way "
+            f"({strange[0]}), so what MLX trains would not load elsewhere; use model.backend: torch"
+        )
+
+
+def _checkpointed(kind: type) -> type:
+    """A layer class whose activations are recomputed in the backward pass.
+
+    The layer works on a copy of its KV cache and returns what it added: were it to write to the
+    cache itself, the recomputation would append everything twice.
+    """
+
+    def call(self: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        if not self.training:
+            return kind.__call__(self, x, mask, cache)
+        before, moved = copy.copy(cache), {}
+
+        def layer(weights: dict, x: mx.array, kv: tuple) -> tuple[mx.array, tuple]:
+            self.update(weights)
+            mine = copy.copy(before)
+            if kv:
+                mine.keys, mine.values = kv
+            y = kind.__call__(self, x, mask, mine)
+            if mine is None:
+                return y, ()
+            moved.update(vars(mine))
+            return y, (mine.keys, mine.values)
+
+        kv: Any = () if cache is None or cache.keys is None else (cache.keys, cache.values)
+        y, kv = mx.checkpoint(layer)(self.trainable_parameters(), x, kv)
+        if cache is not None:
+            vars(cache).update(moved)
+            cache.keys, cache.values = kv
+        return y
+
+    return type(kind.__name__, (kind,), {"__call__": call})

@@ -1,0 +1,102 @@
+"""The policy: all that miniact asks of a model, and the only door to a backend.
+
+Stages are plain Python and numpy over this protocol, so they run unchanged on PyTorch, on MLX and
+on the scripted policy of the tests. Log-probabilities are in nats, at the temperature that is
+passed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from miniact import UserError
+from miniact.config.sections import ModelConfig
+from miniact.types import Group, Loss, Sample
+
+
+class Policy(Protocol):
+    """A language model with trainable weights (an adapter, or all of them) and an optimizer."""
+
+    tokenizer: Any  # a transformers tokenizer; both backends share it
+    name: str  # the model's path, for provenance
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        n: int,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> list[list[Sample]]:
+        """n answers to each prompt. Temperature 0 is greedy. Same arguments, same answers."""
+        ...
+
+    def logprobs(
+        self, groups: Sequence[Group], temperature: float = 1.0, reference: bool = False
+    ) -> list[list[np.ndarray]]:
+        """log π(y_t | x, y_<t) of every completion of every group, without a gradient.
+
+        reference=True scores with the weights that `freeze_reference` kept.
+        """
+        ...
+
+    def forward_backward(
+        self, groups: Sequence[Group], loss: Loss, temperature: float = 1.0
+    ) -> dict[str, float]:
+        """Add ∂loss/∂θ over these groups to the gradients. Returns the loss's metrics, summed."""
+        ...
+
+    def optim_step(self, lr: float, max_grad_norm: float) -> float:
+        """One AdamW step on the gathered gradients, then forget them. Returns their L2 norm."""
+        ...
+
+    def freeze_reference(self) -> None:
+        """Keep today's trainable weights as π_ref."""
+        ...
+
+    def reset_optimizer(self) -> None:
+        """Forget the optimizer's moments: every stage starts with fresh ones."""
+        ...
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the trainable weights (PEFT's format, or a whole model for adapter: full)."""
+        ...
+
+    def load_adapter(self, folder: Path) -> None:
+        """Continue from weights that `save_adapter` wrote. UserError if they do not fit."""
+        ...
+
+    def save_optimizer(self, file: Path) -> None:
+        """Write the optimizer's state as safetensors."""
+        ...
+
+    def load_optimizer(self, file: Path) -> None: ...
+
+
+def resolve_backend(name: str) -> str:
+    """auto → mlx on Apple silicon where it is installed, else torch."""
+    if name != "auto":
+        return name
+    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+    return "mlx" if apple and importlib.util.find_spec("mlx_lm") else "torch"
+
+
+def load_policy(config: ModelConfig, seed: int) -> Policy:
+    """Load the model that the config names. The backend is imported here and nowhere else."""
+    if resolve_backend(config.backend) == "mlx":
+        if importlib.util.find_spec("mlx_lm") is None:
+            raise UserError(
+                "model.backend: mlx is not installed; on a Mac or Linux: pip install 'miniact[mlx]'"
+            )
+        from miniact.backends.mlx.policy import MLXPolicy
+
+        return MLXPolicy(config, seed)
+    from miniact.backends.torch.policy import TorchPolicy
+
+    return TorchPolicy(config, seed)

@@ -1,0 +1,343 @@
+"""The policy on PyTorch: sampling, log-probabilities, gradients. (The loading is in torch_load.py.)
+
+Two ideas make it fit one consumer GPU. A prompt is computed once for all its answers, when sampling
+(one prefill, then the cache is widened) and when training (`layout.py` lays a group in one row).
+And logits exist only at the positions that predict completion tokens, a chunk at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from miniact import UserError
+from miniact.backends.common import (
+    check_same_shape,
+    check_scale,
+    chunks,
+    model_folder,
+    to_sample,
+    weight_file,
+)
+from miniact.backends.layout import Layout, layouts, loss_tokens, split_by_completion
+from miniact.backends.models import ModelSource, end_tokens, load_tokenizer
+from miniact.backends.torch.attention import PackedRow, no_mask, use_shared_attention
+from miniact.backends.torch.fast import speed_up
+from miniact.backends.torch.head import Head
+from miniact.backends.torch.load import attach, load_base, pick_device, pick_dtype
+from miniact.backends.torch.sample import Model, sample_chunk
+from miniact.config.sections import ModelConfig
+from miniact.types import Completion, Group, Loss, Sample, Tokens
+
+
+class TorchPolicy:
+    def __init__(self, config: ModelConfig, seed: int) -> None:
+        self.config, self.name = config, config.path
+        self.device = pick_device(config.device)
+        self.dtype = pick_dtype(config.dtype, self.device)
+        folder = model_folder(config.path)
+        self.tokenizer = load_tokenizer(ModelSource(str(folder), is_local=True))
+        base = load_base(folder, config.adapter, self.device, self.dtype)
+        self.model = attach(base, config, seed)
+        self.causal_lm = self.model if config.adapter == "full" else self.model.get_base_model()
+        self.ends = end_tokens(self.tokenizer, str(folder))
+        self.head = Head(self.causal_lm, frozen=config.adapter != "full")
+        self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.reference: dict[str, torch.Tensor] = {}
+        self.budget = config.max_tokens_per_batch
+        self.shares_prompts = _can_share_prompts(self.causal_lm.config)
+        if self.shares_prompts:
+            use_shared_attention(self.causal_lm)
+        self._checked: set[str] = set()  # of sampling and training
+        self.reset_optimizer()
+        if config.gradient_checkpointing:
+            self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        self._mode(training=False)
+        speed_up(self.model, self.dtype)
+
+    # ---- modes ---------------------------------------------------------------------------------
+
+    def _mode(self, training: bool) -> None:
+        """Switch checkpointing on for training; off for sampling, where it would drop the cache.
+
+        bitsandbytes' 4-bit layers stay in training mode always: on some CPUs one forward in eval
+        mode repacks their weights for good, and later gradients come out wrong.
+        """
+        self.model.train(training)
+        for module in self.model.modules():
+            if type(module).__name__ == "Linear4bit":
+                module.train(True)
+
+    # ---- sampling ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        n: int,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> list[list[Sample]]:
+        self._mode(training=False)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together
+        out: list[list[Sample]] = [[] for _ in prompts]
+        with self._merged():
+            for chunk in chunks(order, prompts, n, max_tokens, self.budget):
+                made = self._sample_chunk(
+                    [prompts[i] for i in chunk], n, max_tokens, temperature, generator
+                )
+                for i, samples in zip(chunk, made):
+                    out[i] = samples
+        return out
+
+    def _sample_chunk(
+        self,
+        prompts: list[Sequence[int]],
+        n: int,
+        max_tokens: int,
+        temperature: float,
+        generator: torch.Generator,
+    ) -> list[list[Sample]]:
+        before = generator.get_state()
+        tokens, logps = sample_chunk(
+            Model(self.causal_lm, self.head, self.ends, self.shares_prompts),
+            prompts,
+            n,
+            max_tokens,
+            temperature,
+            generator,
+        )
+        longest = max(range(len(tokens)), key=lambda row: len(tokens[row]))
+        if self.shares_prompts and "sampling" not in self._checked and len(tokens[longest]) > 1:
+            answer = Completion(tuple(tokens[longest]))  # one token says nothing of the cache
+            group = Group(tuple(prompts[longest // n]), (answer,))
+            plain = _joined(self._score([group], temperature or 1.0, shared=False))
+            self._compare("sampling", np.asarray(logps[longest]), plain)
+            if not self.shares_prompts:  # again, the other way
+                generator.set_state(before)
+                return self._sample_chunk(prompts, n, max_tokens, temperature, generator)
+        samples = [to_sample(self.tokenizer, self.ends, t, p) for t, p in zip(tokens, logps)]
+        return [samples[b * n : (b + 1) * n] for b in range(len(prompts))]
+
+    @contextlib.contextmanager
+    def _merged(self) -> Iterator[None]:
+        """Fold the adapter into the base while sampling, which then costs no more than the base.
+
+        Copies are made and thrown away, so nothing drifts. Only in float32: a 4-bit base cannot
+        take the sum, and in bfloat16 rounding it would sample from another policy than is trained.
+        """
+        if self.config.adapter != "lora" or self.dtype != torch.float32:
+            yield
+            return
+        layers: list[Any] = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        kept = [layer.base_layer.weight.data for layer in layers]
+        for layer, weight in zip(layers, kept):
+            layer.base_layer.weight.data = weight + layer.get_delta_weight("default")
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            for layer, weight in zip(layers, kept):
+                layer.base_layer.weight.data = weight
+
+    # ---- scoring and training ------------------------------------------------------------------
+
+    def _logp_N(self, layout: Layout, temperature: float, shared: bool) -> torch.Tensor:
+        """log π of every completion token of one micro-batch, shape [N], float32."""
+
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(self.device)
+
+        body = self.causal_lm.get_decoder()
+        if shared:
+            row = PackedRow(layout, self.device)
+            hidden_1TD = body(
+                input_ids=row.token_1T,
+                attention_mask=no_mask(self.device),
+                position_ids=row.position_1T,
+                use_cache=False,
+                shared=row,
+            ).last_hidden_state
+            hidden_ND = hidden_1TD[0, row.index_N]
+        else:  # a row is one prompt and one answer, right padded: causal is right as it is
+            hidden_BLD = body(input_ids=tensor(layout.token_BL), use_cache=False).last_hidden_state
+            hidden_ND = hidden_BLD[tensor(layout.row_N), tensor(layout.col_N)]
+        return self.head.logp(hidden_ND, tensor(layout.target_N), temperature)
+
+    def _sharing(self, groups: Sequence[Group]) -> bool:
+        """Whether a prompt is shared by its answers; compared with the plain way on first use."""
+        if self.shares_prompts and "training" not in self._checked:
+            first = next(layouts(groups, self.budget, shared=True))
+            chosen = [groups[i] for i in sorted({g for g, _ in first.order})]
+            shared, plain = (self._score(chosen, 1.0, way) for way in (True, False))
+            self._compare("training", _joined(shared), _joined(plain))
+        return self.shares_prompts
+
+    def _compare(self, what: str, shared: np.ndarray, plain: np.ndarray) -> None:
+        """Are shared prompts exact for this architecture? If not, say so and never share again."""
+        self._checked.add(what)
+        error = float(np.abs(shared - plain).mean())  # bfloat16 alone can be off by 0.5 at a token
+        if not error <= (1e-3 if self.dtype == torch.float32 else 0.2):
+            self.shares_prompts = False
+            print(
+                f"note: {self.causal_lm.config.model_type} cannot share a prompt between answers "
+                f"(log-probs differ by {error:.2g} on average); it is sampled and trained the "
+                "plain way, more slowly",
+                file=sys.stderr,
+            )
+
+    @torch.no_grad()
+    def _score(self, groups: Sequence[Group], temperature: float, shared: bool) -> list[list]:
+        out: list[list] = [[None] * len(g.completions) for g in groups]
+        for layout in layouts(groups, self.budget, shared):
+            logp_N = self._logp_N(layout, temperature, shared).cpu().numpy()
+            split_by_completion(logp_N, layout, out)
+        return out
+
+    def logprobs(
+        self, groups: Sequence[Group], temperature: float = 1.0, reference: bool = False
+    ) -> list[list[np.ndarray]]:
+        self._mode(training=False)
+        with self._reference_weights() if reference else contextlib.nullcontext():
+            return self._score(groups, temperature, self._sharing(groups))
+
+    def forward_backward(
+        self, groups: Sequence[Group], loss: Loss, temperature: float = 1.0
+    ) -> dict[str, float]:
+        try:
+            return self._forward_backward(groups, loss, temperature)
+        except torch.OutOfMemoryError:
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            self.budget //= 2
+            print(
+                f"note: out of GPU memory; model.max_tokens_per_batch → {self.budget}",
+                file=sys.stderr,
+            )
+        try:
+            return self._forward_backward(groups, loss, temperature)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"out of GPU memory at {self.budget} tokens per batch; lower prompt.max_tokens or "
+                "model.max_tokens_per_batch, or set model.gradient_checkpointing: true"
+            ) from None
+
+    def _forward_backward(
+        self, groups: Sequence[Group], loss: Loss, temperature: float
+    ) -> dict[str, float]:
+        self._mode(training=True)
+        sums: dict[str, torch.Tensor] = {}
+        shared = self._sharing(groups)
+        for layout in layouts(groups, self.budget, shared):
+            given = loss_tokens(groups, layout)
+            tokens = Tokens(*(torch.from_numpy(x).to(self.device) for x in vars(given).values()))
+            value, metrics = loss(torch, self._logp_N(layout, temperature, shared), tokens)
+            value.backward()
+            for name, metric in metrics.items():
+                sums[name] = sums.get(name, 0.0) + metric.detach()
+        return {name: float(value) for name, value in sums.items()}
+
+    def optim_step(self, lr: float, max_grad_norm: float) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.trainable.values(), max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    # ---- state ---------------------------------------------------------------------------------
+
+    def reset_optimizer(self) -> None:
+        options: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.999), "eps": 1e-8}
+        options["weight_decay"] = self.config.weight_decay
+        if self.device.type == "cuda" and self.config.adapter == "qlora":
+            from bitsandbytes.optim import PagedAdamW8bit
+
+            self.optimizer: Any = PagedAdamW8bit(self.trainable.values(), **options)
+        else:
+            self.optimizer = torch.optim.AdamW(self.trainable.values(), **options)
+
+    def freeze_reference(self) -> None:
+        self.reference = {n: p.detach().clone() for n, p in self.trainable.items()}
+
+    @contextlib.contextmanager
+    def _reference_weights(self) -> Iterator[None]:
+        """Put π_ref's weights in place for a while. They are small: an adapter's."""
+        current = {n: p.detach().clone() for n, p in self.trainable.items()}
+        self._assign(self.reference)
+        try:
+            yield
+        finally:
+            self._assign(current)
+
+    @torch.no_grad()
+    def _assign(self, weights: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self.trainable.items():
+            parameter.copy_(weights[name])
+
+    def save_adapter(self, folder: Path) -> None:
+        self.model.save_pretrained(folder, safe_serialization=True)
+        if self.config.adapter == "full":
+            self.tokenizer.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+
+    def load_adapter(self, folder: Path) -> None:
+        full = self.config.adapter == "full"
+        file = weight_file(folder, self.config.adapter)
+        try:
+            weights = load_file(file, device=str(self.device))
+        except SafetensorError as error:
+            raise UserError(f"{file}: no safetensors file: {error!s:.100}") from None
+        mine = self.model.state_dict() if full else get_peft_model_state_dict(self.model)
+        check_same_shape(folder, weights, mine)
+        if full:
+            self.model.load_state_dict(weights, strict=False)  # tied weights are stored once
+        else:
+            check_scale(folder, self.config)
+            set_peft_model_state_dict(self.model, weights)
+
+    def save_optimizer(self, file: Path) -> None:
+        flat = {}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                flat[f"{i}.{name}"] = torch.as_tensor(value).contiguous()
+        save_file(flat, file)
+
+    def load_optimizer(self, file: Path) -> None:
+        self.reset_optimizer()
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in load_file(file).items():
+            i, _, field = name.partition(".")
+            if not i.isdigit():
+                raise UserError(
+                    f"{file}: was not saved by PyTorch; finish this stage where it was begun"
+                )
+            is_count = field == "step" and not isinstance(self.optimizer, torch.optim.AdamW)
+            state.setdefault(int(i), {})[field] = int(value) if is_count else value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _joined(scored: list[list[np.ndarray]]) -> np.ndarray:
+    return np.concatenate([logp for group in scored for logp in group])
+
+
+def _can_share_prompts(config: Any) -> bool:
+    """Sliding windows and linear attention ignore a custom mask: they train the plain way."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    return kinds == {"full_attention"} and window is None

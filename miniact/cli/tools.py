@@ -1,0 +1,130 @@
+"""Commands beside training: cost and speed, logs, games, the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from miniact import UserError
+from miniact.cli.common import config_options, friendly, read_config
+
+
+@click.command()
+@config_options
+@friendly
+def plan(arguments, seed, backend, skip_bad_rows):  # type: ignore[no-untyped-def]
+    """Estimate memory and time of a config before anything is loaded."""
+    from rich.console import Console
+
+    from miniact.tools.plan import make_plan, print_plan
+
+    config = read_config(arguments, seed, backend, skip_bad_rows)
+    print_plan(config, make_plan(config), Console())
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["eto", "agenttraj", "chat", "toolcalls"]),
+    required=True,
+    help="ETO, AgentTraj-L, OpenAI chat messages, chat messages with tool calls.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="trajectories.jsonl")
+@click.option(
+    "--heldout-share",
+    default=0.0,
+    show_default=True,
+    help="Share of the tasks to hold out; 0: as the log says, or all train.",
+)
+@click.option("--system-prompt", is_flag=True, help="Keep system messages, in front of the task.")
+@click.option("--skip-bad-rows", is_flag=True, help="Count malformed rows and go on.")
+@friendly
+def import_command(file, form, out, heldout_share, system_prompt, skip_bad_rows):  # type: ignore[no-untyped-def]
+    """Convert a published or an own agent log to expert trajectories."""
+    from miniact.data.importing import describe, import_log
+
+    counts = import_log(
+        file,
+        form,
+        out,
+        heldout_share=heldout_share,
+        system_prompt=system_prompt,
+        skip_bad_rows=skip_bad_rows,
+    )
+    click.echo(f"{describe(counts)}\n{out}")
+
+
+@click.command("alfworld-games")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of games.")
+@click.option("--train", default=200, show_default=True, help="Games of split train.")
+@click.option("--seen", default=40, show_default=True, help="Games of split valid_seen.")
+@click.option("--unseen", default=40, show_default=True, help="Games of split valid_unseen.")
+@click.option("--seed", default=0, show_default=True)
+@friendly
+def alfworld_games(out, train, seen, unseen, seed):  # type: ignore[no-untyped-def]
+    """Generate solvable ALFWorld games, in the package's own tree."""
+    from miniact.envs.alfworld.games import generate
+
+    wanted = {"train": train, "valid_seen": seen, "valid_unseen": unseen}
+    written = generate(out, wanted, seed)
+    click.echo(f"{', '.join(f'{k} {v}' for k, v in written.items())} written: {out}")
+
+
+@click.command()
+@config_options
+@click.option(
+    "--recipes",
+    default="default",
+    show_default=True,
+    help='For example "il; act,il,rl; long: il stage.il.steps=870"; default: the paper\'s rows.',
+)
+@click.option("--seeds", default="0-4", show_default=True, help="Ranges and numbers: 0-4, 0,2,7.")
+@click.option(
+    "--baseline", help="Row that the others are compared with (default: il, else the first)."
+)
+@click.option(
+    "--budget", help="Cut steps, seeds and rows, the last first, until it fits: 90s, 30m, 2h."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Comparison folder.")
+@click.option("--force", is_flag=True, help="Run even if the plan says that it cannot fit.")
+@friendly
+def compare(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    arguments, seed, backend, skip_bad_rows, recipes, seeds, baseline, budget, out, force
+):
+    """Compare recipes over seeds: common parts are run once, the same command goes on after a kill.
+
+    Ends with one table: mean ± std over seeds, 95 % intervals, differences to the baseline.
+    """
+    from rich.console import Console
+
+    from miniact.experiments.budget import fit, parse_budget
+    from miniact.experiments.compare import Comparison, check_all_fit, choose_baseline
+    from miniact.experiments.compare import compare as run_comparison
+    from miniact.experiments.recipes import parse_recipes, parse_seeds
+
+    if seed is not None:
+        raise UserError("--seed: a comparison has several; use --seeds")
+    config = read_config(arguments, None, backend, skip_bad_rows)
+    rows, numbers = parse_recipes(recipes, config), parse_seeds(seeds)
+    asked = Comparison(out, config, tuple(rows), tuple(numbers), choose_baseline(baseline, rows))
+    limit, console = parse_budget(budget) if budget else None, Console()
+    (asked.check_rows if limit else asked.check)()
+    check_all_fit(asked, console, force)
+    run_comparison(fit(asked, limit, console) if limit else asked, console)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="File (default: FOLDER/report.html).")
+@friendly
+def report(folder, out):  # type: ignore[no-untyped-def]
+    """Write one HTML page of a run or of a comparison: results, curves, samples, episodes."""
+    from miniact.tools.report.page import write_html
+
+    click.echo(write_html(folder, out))
+
+
+COMMANDS = [plan, import_command, alfworld_games, compare, report]

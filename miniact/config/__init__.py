@@ -1,0 +1,1 @@
+"""The configuration: every key with its meaning."""

@@ -1,0 +1,1 @@
+"""Trajectories on disk, and the logs of other agents."""

@@ -1,0 +1,295 @@
+"""Expert trajectories: read, write, index, collect. JSON lines are the one format on disk.
+
+One line is one trajectory (every field is documented in the README):
+
+    {"id": …, "task": …, "observations": [o_0, …], "actions": [a_0, …], "admissible": [[…], …] or
+    absent,
+     "success": true, "split": "train", "source": "…"}
+
+A file is streamed and indexed by byte offset, never read whole: 1 GB of logs costs a few megabytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from miniact import UserError
+from miniact.envs import Env
+from miniact.types import State, Step, Trajectory
+
+FIELDS = ("id", "task", "observations", "actions", "admissible", "success", "split", "source")
+_HALF = re.compile("[\ud800-\udfff]")  # half of a character: JSON can spell it, UTF-8 cannot
+
+
+def to_row(t: Trajectory) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": t.id,
+        "task": t.task,
+        "observations": [s.observation for s in t.steps],
+        "actions": [s.action for s in t.steps],
+    }
+    if any(s.admissible is not None for s in t.steps):
+        row["admissible"] = [list(s.admissible or ()) for s in t.steps]
+    return {**row, "success": t.success, "split": t.split, "source": t.source}
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    """A string that UTF-8 can hold; half an emoji could be neither written nor tokenized."""
+    return isinstance(value, str) and not _HALF.search(value)
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(map(_is_text, values))
+
+
+def from_row(row: Any, where: str, default_id: str = "") -> Trajectory:
+    """Check one row and build its trajectory. Raises UserError naming `where` and the field."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object with {', '.join(FIELDS[1:4])}")
+
+    def texts(name: str) -> list[str]:
+        values = row.get(name)
+        if values is None:
+            raise UserError(f"{where}: no field {name!r}; has {', '.join(map(str, row)) or 'none'}")
+        if not _are_texts(values):
+            raise UserError(f"{where}: {name} must be a list of strings (UTF-8)")
+        return values
+
+    task = row.get("task")
+    if not _is_text(task):
+        raise UserError(f"{where}: task must be a string (UTF-8), got {task!r:.60}")
+    observations, actions = texts("observations"), texts("actions")
+    if not actions:
+        raise UserError(f"{where}: actions is empty; expected at least one")
+    if len(observations) not in (len(actions), len(actions) + 1):  # a final observation may follow
+        raise UserError(f"{where}: {len(observations)} observations for {len(actions)} actions")
+    admissible = row.get("admissible") or [None] * len(actions)
+    if not isinstance(admissible, list) or not all(m is None or _are_texts(m) for m in admissible):
+        raise UserError(f"{where}: admissible must be a list of lists of strings, one per action")
+    if len(admissible) < len(actions):
+        raise UserError(f"{where}: {len(admissible)} admissible lists for {len(actions)} actions")
+    steps = tuple(
+        Step(o, a, tuple(m) if m else None) for o, a, m in zip(observations, actions, admissible)
+    )
+    success, id_ = row.get("success"), row.get("id")
+    if success not in (None, True, False):  # 1 and 0 will do
+        raise UserError(f"{where}: success must be true, false or absent, got {success!r:.60}")
+    return Trajectory(
+        id=default_id if id_ is None else str(id_),
+        task=task,
+        steps=steps,
+        success=None if success is None else bool(success),
+        split=str(row.get("split") or "train"),
+        source=str(row.get("source") or ""),
+    )
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write rows to a file that appears only when it is complete. Returns the number of rows."""
+    part = path.with_name(path.name + ".part")
+    count = 0
+    try:
+        with part.open("w", encoding="utf-8") as out:
+            for row in rows:
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return count
+
+
+def read_jsonl(path: Path, skip_bad_rows: bool = False) -> Iterator[tuple[int, int, dict]]:
+    """Stream (line number, byte offset, row). A damaged line stops, or is skipped and counted."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); expected a .jsonl file"
+        ) from None
+    offset = skipped = 0
+    with file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    yield number, offset, json.loads(line)
+                except (ValueError, RecursionError):
+                    if not skip_bad_rows:
+                        raise UserError(
+                            f"{path}:{number}: not a complete JSON object: {line[:40]!r}…; mend "
+                            "it or pass --skip-bad-rows"
+                        ) from None
+                    skipped += 1
+            offset += len(line)
+    if skipped:
+        print(f"note: {path}: {skipped} damaged rows skipped")
+
+
+class TrajectoryFile:
+    """A trajectories.jsonl, indexed: random access to trajectories and to single expert states.
+
+    Only offsets, lengths and splits stay in memory. Trajectories that failed (success: false) are
+    counted in `failed` and left out, because an expert's mistakes are nothing to imitate.
+    """
+
+    def __init__(self, path: Path, skip_bad_rows: bool = False) -> None:
+        self.path, self.failed = path, 0
+        offsets, lengths, splits, bad = [], [], [], 0
+        for number, offset, row in read_jsonl(path, skip_bad_rows):
+            try:
+                trajectory = from_row(row, f"{path}:{number}", default_id=f"line-{number}")
+            except UserError:
+                if not skip_bad_rows:
+                    raise
+                bad += 1
+                continue
+            if trajectory.success is False:
+                self.failed += 1
+                continue
+            offsets.append((offset, number))
+            lengths.append(len(trajectory.steps))
+            splits.append(trajectory.split)
+        if bad:
+            print(f"note: {path}: {bad} rows skipped as malformed")
+        if not offsets:
+            raise UserError(
+                f"{path}: no usable trajectory; expected JSON lines with successful ones"
+            )
+        self._offsets, self.splits = offsets, splits
+        self.lengths = np.asarray(lengths)
+        self.read = functools.lru_cache(maxsize=512)(self._read)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def _read(self, index: int) -> Trajectory:
+        offset, number = self._offsets[index]
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            row = json.loads(file.readline())
+        return from_row(row, f"{self.path}:{number}", default_id=f"line-{number}")
+
+    def states(self, *splits: str) -> ExpertStates:
+        return ExpertStates(self, [i for i, s in enumerate(self.splits) if s in splits])
+
+
+class ExpertStates:
+    """Every (s_i, a_i⁺) of some trajectories, by number. Nothing is loaded until asked for."""
+
+    def __init__(self, file: TrajectoryFile, members: list[int]) -> None:
+        self.file, self.members = file, members
+        self._ends = np.cumsum(file.lengths[members]) if members else np.zeros(0, int)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> tuple[State, str]:
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        trajectory = self.file.read(self.members[which])
+        step = index - (int(self._ends[which - 1]) if which else 0)
+        return trajectory.state(step), trajectory.steps[step].action
+
+    def batch(self, step: int, size: int, seed: int) -> list[tuple[State, str]]:
+        """Batch number `step`, a function of its arguments alone: no data position to save."""
+        return [self[i] for i in shuffled(len(self), step, size, seed)]
+
+
+def shuffled(n: int, step: int, size: int, seed: int) -> list[int]:
+    """Batch number `step` of n items: every epoch in an order of its own, drawn from the seed.
+
+    >>> sorted(shuffled(4, 0, 2, seed=7) + shuffled(4, 1, 2, seed=7))
+    [0, 1, 2, 3]
+    """
+    return [int(_order(n, seed, at // n)[at % n]) for at in range(step * size, (step + 1) * size)]
+
+
+@functools.lru_cache(maxsize=4)
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def collect(env: Env, split: str, n: int, seed: int, source: str) -> Iterator[Trajectory]:
+    """Let the environment's expert play n tasks of a split; observation and action in one pass."""
+    for task_id in env.tasks(split, n, seed):
+        task, turn = env.reset(task_id)
+        steps = []
+        while not turn.done:
+            action = env.expert_action()
+            if action is None:
+                break
+            steps.append(Step(turn.observation, action, env.admissible()))
+            turn = env.step(action)
+        if steps:
+            yield Trajectory(task_id, task, tuple(steps), turn.success, split, source)
+
+
+def import_rows(source: str, columns: dict[str, str], skip_bad_rows: bool) -> Iterator[Trajectory]:
+    """Stream trajectories from a .jsonl file, a .parquet file or a Hugging Face dataset name.
+
+    "builtin:NAME" is a file that ships with miniact. columns maps our field names to the source's
+    where they differ, e.g. {"task": "instruction"}.
+    """
+    kind, _, name = source.partition(":")
+    if kind == "builtin":
+        source = str(Path(__file__).parent / "samples" / name)
+    path = Path(source)
+    rows: Iterable[tuple[str, Any]]
+    if path.suffix == ".jsonl":
+        rows = ((f"{path}:{n}", row) for n, _, row in read_jsonl(path, skip_bad_rows))
+    else:
+        rows = ((f"{source} row {n}", row) for n, row in enumerate(_dataset(source), start=1))
+    bad = total = 0
+    for where, row in rows:
+        total += 1
+        try:
+            if isinstance(row, dict) and columns:
+                missing = [theirs for theirs in columns.values() if theirs not in row]
+                if missing:
+                    raise UserError(f"{where}: no column {missing[0]!r}; has {', '.join(row)}")
+                row = {**row, **{ours: row[theirs] for ours, theirs in columns.items()}}
+            yield from_row(row, where, default_id=f"row-{total}")
+        except UserError:
+            if not skip_bad_rows:
+                raise
+            bad += 1
+    if total == bad:
+        raise UserError(f"{source}: no usable row; expected one trajectory per row")
+    if bad:
+        print(f"note: {source}: {bad} of {total} rows skipped as malformed")
+
+
+def _dataset(source: str) -> Iterable[dict]:
+    import datasets
+
+    try:
+        if source.endswith(".parquet"):
+            if not Path(source).is_file():
+                raise FileNotFoundError(f"no file {source}")
+            return datasets.load_dataset(
+                "parquet", data_files=source, split="train", streaming=True
+            )
+        name, _, split = source.partition("@")
+        return datasets.load_dataset(name, split=split or "train", streaming=True)
+    except Exception as error:  # the library raises many kinds; all mean: not readable
+        reason = " ".join(str(error).split())
+        raise UserError(f"env.trajectories: cannot load {source!r}: {reason:.200}") from None
+
+
+def hold_out(trajectories: Iterable[Trajectory], share: float) -> Iterator[Trajectory]:
+    """Give a single-split source a held-out part. A task's hash decides: no task is in both."""
+    for t in trajectories:
+        digest = hashlib.sha256(t.task.encode()).digest()
+        held = int.from_bytes(digest[:8], "big") / 2**64 < share
+        yield Trajectory(t.id, t.task, t.steps, t.success, "heldout" if held else "train", t.source)

@@ -1,0 +1,1 @@
+"""ALFWorld: the real engine, games of our own, experts."""

@@ -1,0 +1,1 @@
+"""WebShop: a compact re-implementation that reads the official files."""

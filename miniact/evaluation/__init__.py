@@ -1,0 +1,1 @@
+"""Measuring: episodes, success, judgement."""

@@ -1,0 +1,194 @@
+"""Measuring: success in the environment, next-action accuracy, judgement accuracy.
+
+Every rate comes with its n and a 95 % Wilson interval. All of it is measured on held-out tasks,
+states and pairs, greedily by default, and is a function of the seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from miniact.backends.protocol import Policy
+from miniact.config.sections import EvalConfig
+from miniact.envs import Env
+from miniact.evaluation.episodes import Episode, PlayOptions, Tally, play_episodes
+from miniact.evaluation.intervene import forced_prefix, wrong_choice
+from miniact.method.pairs import Question, Shown, present
+from miniact.method.prompts import Prompter
+from miniact.method.rewards import same_action
+from miniact.types import ActionPair, Completion, Group, State
+
+POSITIONS = ("first", "second", "third", "fourth", "fifth", "sixth")
+
+Z95 = 1.959964  # the normal distribution's 97.5 % quantile
+
+
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion (Wilson 1927).
+
+    >>> tuple(round(x, 3) for x in wilson(8, 10))
+    (0.49, 0.943)
+    """
+    if n == 0:
+        return (0.0, 1.0)
+    p, z2 = successes / n, Z95 * Z95
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return (min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)))
+
+
+def rate(hits: Sequence[bool]) -> dict[str, Any]:
+    """A proportion with its n and interval; value None where nothing was counted."""
+    n, k = len(hits), sum(map(bool, hits))
+    low, high = wilson(k, n)
+    return {"value": k / n if n else None, "n": n, "low": low, "high": high}
+
+
+def evaluate_episodes(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Success and behaviour over finished episodes of one split."""
+    return {
+        "success": rate([e.success for e in episodes]),
+        "score": float(np.mean([e.score for e in episodes])) if episodes else None,
+        "steps": float(np.mean([len(e.moves) for e in episodes])) if episodes else None,
+        "repeats_failure": rate([e.repeats_a_failure() for e in episodes]),
+        "failed_actions": rate([not m.applied for e in episodes for m in e.moves]),
+        "unparseable": rate([not m.action for e in episodes for m in e.moves]),
+        "dropped_turns": sum(e.dropped_turns for e in episodes),
+        "lost": sum(e.stop == "lost" for e in episodes),
+    }
+
+
+def next_action_accuracy(
+    policy: Policy,
+    prompter: Prompter,
+    states: Sequence[tuple[State, str]],
+    config: EvalConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """How often the policy's action in a held-out expert state is the expert's."""
+    prompts = [prompter.action(state, config.thinking) for state, _ in states]
+    replies = policy.sample(
+        [p.tokens for p in prompts], 1, config.max_tokens, config.temperature, seed
+    )
+    actions = [prompter.parse_action(sample.text) for (sample,) in replies]
+    hits = [a is not None and same_action(a, expert) for a, (_, expert) in zip(actions, states)]
+    return {
+        "accuracy": rate(hits),
+        "valid": rate([a is not None for a in actions]),
+        "dropped_turns": sum(p.dropped for p in prompts),
+    }
+
+
+def judgement_accuracy(
+    policy: Policy,
+    prompter: Prompter,
+    asked: Sequence[ActionPair | Question],
+    config: EvalConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """Ask the critic every held-out question, with the expert's action in every position.
+
+    accuracy: right answers among all, an unparseable one counts as wrong. given_valid: among valid
+    answers only, so that learning the format cannot pass for learning to judge. expert_first,
+    expert_second, …: by the position of the right answer, which shows a position bias. consistent:
+    the same action chosen in all orders. implicit: log π(a⁺|s) above that of every alternative, the
+    judgement that acting itself implies, with no critic prompt. followed: the choice that a wrong
+    rationale argues for (eval.intervene: wrong; see intervene.py). All questions have equally many
+    candidates.
+    """
+    ways = len(present(asked[0], 0))
+    shown = [Shown(one.state, present(one, at), at) for one in asked for at in range(ways)]
+    chosen, dropped = ask_critic(policy, prompter, shown, config, seed)
+    right = [choice == s.right for choice, s in zip(chosen, shown)]
+    valid = [choice is not None for choice in chosen]
+    picks = [None if choice is None else s.actions[choice] for choice, s in zip(chosen, shown)]
+    same = [picks[at : at + ways] for at in range(0, len(picks), ways)]
+    results = {
+        "accuracy": rate(right),
+        "valid": rate(valid),
+        "given_valid": rate([r for r, v in zip(right, valid) if v]),
+        **{f"expert_{POSITIONS[at]}": rate(right[at::ways]) for at in range(ways)},
+        "consistent": rate([None not in picked and len(set(picked)) == 1 for picked in same]),
+        "implicit": rate(implicit_judgements(policy, prompter, asked)),
+        "dropped_turns": dropped,
+    }
+    if config.intervene == "wrong":
+        wrong = [wrong_choice(ways, s.right) for s in shown]
+        results["followed"] = rate([c == w for c, w in zip(chosen, wrong)])
+    return results
+
+
+def ask_critic(
+    policy: Policy, prompter: Prompter, shown: Sequence[Shown], config: EvalConfig, seed: int
+) -> tuple[list[int | None], int]:
+    """The critic's choices (None: unparseable), and how many turns of history were left out."""
+    prompts = [prompter.critic(s.state, s.actions, config.judge_thinking) for s in shown]
+    begun = [forced_prefix(prompter, config.intervene, s.actions, s.right) for s in shown]
+    replies = policy.sample(
+        [p.tokens + prompter.begin_tokens(text) for p, text in zip(prompts, begun)],
+        1,
+        config.judge_max_tokens,
+        config.temperature,
+        seed,
+    )
+    chosen = [
+        prompter.parse_choice(text + sample.text, s.actions)
+        for text, (sample,), s in zip(begun, replies, shown)
+    ]
+    return chosen, sum(p.dropped for p in prompts)
+
+
+def implicit_judgements(
+    policy: Policy, prompter: Prompter, asked: Sequence[ActionPair | Question]
+) -> list[bool]:
+    """log π(a⁺ | s) > log π(a⁻ | s) for each a⁻, summed over the reply's tokens and its end."""
+    groups = []
+    for one in asked:
+        replies = (prompter.reply_tokens(prompter.render_action(a)) for a in present(one, 0))
+        groups.append(Group(prompter.action(one.state).tokens, tuple(map(Completion, replies))))
+    scored = ([logp.sum() for logp in logps] for logps in policy.logprobs(groups))
+    return [bool(expert > max(others)) for expert, *others in scored]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What to measure on: worlds, expert states, questions. Whatever is empty is left out."""
+
+    envs: Sequence[Env] = ()
+    states: Sequence[tuple[State, str]] = ()
+    questions: Sequence[ActionPair | Question] = ()
+
+
+def evaluate(
+    policy: Policy,
+    prompter: Prompter,
+    config: EvalConfig,
+    seed: int,
+    held_out: HeldOut,
+    tally: Tally | None = None,
+) -> tuple[dict[str, Any], list[Episode]]:
+    """Everything that can be measured with what is given. Returns (results, episodes)."""
+    results: dict[str, Any] = {}
+    played: list[Episode] = []
+    options = PlayOptions(config.temperature, config.max_tokens, config.thinking, seed)
+    if held_out.envs and config.episodes:
+        results["splits"] = {}
+        for split in config.splits:
+            tasks = held_out.envs[0].tasks(split, config.episodes, seed)
+            episodes = play_episodes(policy, prompter, held_out.envs, tasks, options, tally)
+            results["splits"][split] = evaluate_episodes(episodes)
+            played += episodes
+    if held_out.states:
+        results["next_action"] = next_action_accuracy(
+            policy, prompter, held_out.states, config, seed
+        )
+    if held_out.questions:
+        results["judgement"] = judgement_accuracy(
+            policy, prompter, held_out.questions, config, seed
+        )
+    return results, played

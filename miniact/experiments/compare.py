@@ -1,0 +1,299 @@
+"""`miniact compare`: recipes × seeds in one folder, and one table of all.
+
+    compare.yaml                       the config that all runs share
+    runs/<recipe>/seed<k>/             one ordinary run folder each
+    comparison.json, comparison.md     the table
+
+What runs of one seed have in common is made once. A new run begins with what a sibling has done:
+trajectories, pairs, and the longest common prefix of the two recipes, evaluations included. A step
+that is done is a file that exists, so the pipeline just goes on behind them, and ends with the same
+bytes as a run that did everything itself. Going on after a kill is the same command.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from miniact import UserError
+from miniact.config.sections import Config, differing, load_config, to_dict, with_overrides
+from miniact.experiments.pipeline import environment, run_recipe, write_config
+from miniact.experiments.recipes import Recipe
+from miniact.experiments.table import build, print_comparison, write_comparison
+from miniact.runs.folder import (
+    drop_lines,
+    explain_full_disk,
+    locked,
+    read_json,
+    whole_folder,
+    write_json,
+    write_text,
+)
+from miniact.tools.plan import check_fits
+
+DATA = ("seed", "model", "prompt", "env", "pairs")  # sections that trajectories and pairs depend on
+DATA_FILES = ("trajectories.jsonl", "pairs.jsonl", "pairs.counts.json")
+REFLECTION_FILES = ("reflections.jsonl", "reflections.counts.json")
+
+
+def same_data(a: Config, b: Config) -> bool:
+    """Whether two runs have the same trajectories and pairs."""
+    alike = all(getattr(a, section) == getattr(b, section) for section in DATA)
+    return alike and a.eval.splits == b.eval.splits
+
+
+def common_stages(a: Config, b: Config) -> int:
+    """How many stages two runs have in common, from the first on; −1: not even the base model.
+
+    A stage depends on all stages before it and on its place in the recipe, which seeds it.
+    """
+    if not same_data(a, b) or a.eval != b.eval:
+        return -1
+    n = 0
+    for mine, other in zip(a.recipe, b.recipe):
+        if mine != other or getattr(a.stage, mine) != getattr(b.stage, mine):
+            break
+        n += 1
+    return n
+
+
+def done_stages(run: Path, config: Config) -> int:
+    """How many stages of a run are trained and evaluated; −1: the base model is not either."""
+    names = ["0-base", *(f"{k}-{name}" for k, name in enumerate(config.recipe, start=1))]
+    for k, name in enumerate(names):
+        folder = run / "stages" / name
+        trained = k == 0 or (folder / "adapter").is_dir()
+        if not (trained and (folder / "eval.json").is_file()):
+            return k - 1
+    return len(names) - 1
+
+
+def _link(source: str, target: str) -> None:
+    """One copy on the disk where links work. Run folders replace whole files, never parts."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def begin(config: Config, out: Path, siblings: Iterable[Path]) -> str:
+    """Begin run folder `out` with whatever siblings have done already; returns what that was."""
+    known = [(path, load_config(path / "config.yaml")) for path in siblings]
+    shared: dict[str, Path] = {}
+    best, at = -1, None
+    for path, other in known:
+        n = min(common_stages(config, other), done_stages(path, other))
+        if n > best:
+            best, at = n, path
+        if same_data(config, other):
+            reflected = config.stage.reflect == other.stage.reflect
+            for name in DATA_FILES + REFLECTION_FILES * reflected:
+                if (path / name).is_file():
+                    shared.setdefault(name, path / name)
+    if not shared:
+        return ""
+    with explain_full_disk(out), whole_folder(out) as part:
+        for name, file in shared.items():
+            _link(str(file), str(part / name))
+        if at is not None:
+            _share_stages(config, at, best, part)
+        write_config(config, part)
+    stages = " → ".join(["base", *config.recipe[:best]]) if best >= 0 else "data"
+    return f"{stages} of {(at or next(iter(shared.values())).parent).parent.name}"
+
+
+def _share_stages(config: Config, source: Path, n: int, target: Path) -> None:
+    """Link the base evaluation and the first n stages, and copy what was logged of them."""
+    keys = [f"{k}-{name}" for k, name in enumerate(config.recipe[:n], start=1)]
+    for part in ("stages", "tensorboard"):
+        for key in ["0-base", *keys]:
+            if (source / part / key).is_dir():
+                shutil.copytree(source / part / key, target / part / key, copy_function=_link)
+    (target / "samples").mkdir(exist_ok=True)
+    for key in keys:
+        if (source / "samples" / f"{key}.jsonl").is_file():
+            _link(
+                str(source / "samples" / f"{key}.jsonl"), str(target / "samples" / f"{key}.jsonl")
+            )
+    if (source / "metrics.jsonl").is_file():
+        shutil.copy2(source / "metrics.jsonl", target / "metrics.jsonl")
+        drop_lines(target / "metrics.jsonl", lambda row: row["stage"] in keys)
+    seconds: dict[str, float] = {}
+    for file in (source / "shared.json", source / "results.json"):
+        if file.is_file():
+            seconds |= read_json(file).get("seconds", {})
+    kept = {part: seconds[part] for part in ("collect", "pairs", *keys) if part in seconds}
+    write_json(target / "shared.json", {"run": source.parent.name, "stages": keys, "seconds": kept})
+
+
+def siblings(folder: Path, seed: int) -> list[Path]:
+    """All runs of a seed in a comparison's folder, those that measured its speed included."""
+    found = (path for part in ("runs", "budget") for path in folder.glob(f"{part}/*/seed{seed}"))
+    return sorted(path for path in found if (path / "config.yaml").is_file())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Recipes × seeds over one config, in one folder. `baseline`: the name of a recipe."""
+
+    folder: Path
+    config: Config
+    recipes: tuple[Recipe, ...]
+    seeds: tuple[int, ...]
+    baseline: str
+
+    @property
+    def stages(self) -> list[str]:
+        """Every stage that occurs, once."""
+        return list(dict.fromkeys(s for recipe in self.recipes for s in recipe.stages))
+
+    def configs(self, seed: int) -> dict[str, Config]:
+        """Recipe name → the config of its run."""
+        found = {}
+        for recipe in self.recipes:
+            try:
+                settings = [*recipe.settings, f"seed={seed}"]
+                found[recipe.name] = with_overrides(self.config, settings)
+            except UserError as error:
+                raise UserError(f"--recipes: {recipe.name}: {error}") from None
+        return found
+
+    def check_rows(self) -> None:
+        """UserError for a row that is no recipe, and for a folder that is no comparison's."""
+        if (self.folder / "config.yaml").is_file():
+            raise UserError(f"{self.folder}: holds a run, not a comparison; choose another --out")
+        for seed in self.seeds:
+            self.configs(seed)
+
+    def check(self) -> None:
+        """Everything that can be wrong, before hours of work. Changes nothing.
+
+        Raises UserError as `check_rows`, and where results in the folder cannot stand in one table
+        with these, naming the key that differs.
+        """
+        self.check_rows()
+        saved = self.folder / "compare.yaml"
+        if saved.is_file():
+            changed = differing(to_dict(load_config(saved)), self.shared())
+            if changed:
+                raise UserError(
+                    f"{self.folder}: holds a comparison whose {changed[0]!r} differs; its runs "
+                    "cannot stand in one table with these: choose another --out"
+                )
+        for seed in self.seeds:
+            for name, config in self.configs(seed).items():
+                self._check_run(self.path(name, seed), config)
+
+    def _check_run(self, out: Path, config: Config) -> None:
+        if (out / "config.yaml").is_file():
+            changed = differing(to_dict(load_config(out / "config.yaml")), to_dict(config))
+            if changed:
+                raise UserError(
+                    f"{out}: was run with another {changed[0]!r} than this row asks for; give the "
+                    "row another name, or choose another --out"
+                )
+
+    def shared(self) -> dict:
+        """What all runs share, as a config file."""
+        return to_dict(replace(self.config, seed=0, recipe=[]))
+
+    def path(self, name: str, seed: int) -> Path:
+        return self.folder / "runs" / name / f"seed{seed}"
+
+    def run(self, console: Console) -> dict[str, dict[int, str]]:
+        """Run whatever is not done. Returns what failed: recipe → seed → why; the rest goes on.
+
+        Other processes may work on other seeds in the same folder meanwhile.
+        """
+        failed: dict[str, dict[int, str]] = {}
+        for seed in self.seeds:
+            with self.alone_with(seed):
+                for recipe, config in zip(self.recipes, self.configs(seed).values()):
+                    try:
+                        self._run_one(recipe, config, console)
+                    except (UserError, RuntimeError, OSError) as error:  # also: out of memory
+                        reason = " ".join((str(error) or repr(error)).split())[:300]
+                        failed.setdefault(recipe.name, {})[seed] = reason
+                        console.print(f"failed: {reason}", highlight=False, markup=False)
+        return failed
+
+    def alone_with(self, seed: int) -> AbstractContextManager[None]:
+        """Keep other processes from this seed; UserError if one is at work on it."""
+        return locked(
+            self.folder / f".seed{seed}.lock",
+            f"{self.folder}: another miniact compares seed {seed} in this folder; wait for it, or "
+            "take other --seeds",
+        )
+
+    def _run_one(self, recipe: Recipe, config: Config, console: Console) -> None:
+        out = self.path(recipe.name, config.seed)
+        if (out / "results.json").is_file():
+            return
+        known = siblings(self.folder, config.seed)
+        taken = "" if out.exists() else begin(config, out, known)
+        number = 1 + self.seeds.index(config.seed) * len(self.recipes) + self.recipes.index(recipe)
+        shown = f"; begins with {taken}" if taken else ""
+        total = len(self.seeds) * len(self.recipes)
+        console.rule(f"{number}/{total}: {recipe.label}, seed {config.seed}{shown}")
+        run_recipe(config, out, console)
+
+
+def choose_baseline(name: str | None, recipes: Sequence[Recipe]) -> str:
+    names = [recipe.name for recipe in recipes]
+    if name is None:
+        return "il" if "il" in names else names[0]
+    if name not in names:
+        raise UserError(f"--baseline: {name!r} is not one of the recipes: {', '.join(names)}")
+    return name
+
+
+def compare(comparison: Comparison, console: Console) -> None:
+    """Run what is missing, then write and print the table.
+
+    Raises UserError when runs failed, after the table of the others was written.
+    """
+    folder = comparison.folder
+    comparison.check()
+    if not (folder / "compare.yaml").is_file():
+        shared = yaml.safe_dump(comparison.shared(), sort_keys=False, allow_unicode=True)
+        write_text(folder / "compare.yaml", shared)
+        write_json(folder / "environment.json", environment(comparison.config))
+    failed = comparison.run(console)
+    labels = {r.name: r.label for r in comparison.recipes if r.name not in failed}
+    if labels:
+        table = build(folder, labels, comparison.seeds, comparison.baseline)
+        write_comparison(folder, table)
+        print_comparison(table, console)
+        console.print(f"\n{folder}: comparison.json, comparison.md")
+        console.print(f"as one page: miniact report {folder}", highlight=False, soft_wrap=True)
+    if failed:
+        name, seeds = next(iter(failed.items()))
+        seed, reason = next(iter(seeds.items()))
+        raise UserError(
+            f"{sum(map(len, failed.values()))} runs failed, so their rows are missing; the first "
+            f"is {name}, seed {seed}: {reason}"
+        )
+
+
+def check_all_fit(comparison: Comparison, console: Console, force: bool) -> None:
+    """Say how much there is to do, and the plan of one run with every stage that occurs."""
+    before: list[Config] = []
+    stages = 0
+    for config in comparison.configs(comparison.seeds[0]).values():
+        stages += len(config.recipe) - max([0, *(common_stages(config, c) for c in before)])
+        before.append(config)
+    seeds = len(comparison.seeds)
+    console.print(
+        f"{seeds * len(before)} runs; {seeds * stages} stages to train, common ones once; the plan "
+        "of one run that has them all:",
+        highlight=False,
+        soft_wrap=True,
+    )
+    check_fits(replace(comparison.config, recipe=comparison.stages), console, force)

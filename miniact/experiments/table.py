@@ -1,0 +1,226 @@
+"""The table of a comparison: mean ± std over seeds, 95 % intervals, paired differences.
+
+Over the n seeds of a recipe, with t the 97.5 % quantile of Student's distribution, n − 1 degrees:
+
+    mean ± std,   interval mean ± t·std/√n,   difference: the same of (x_seed − baseline_seed)
+
+A seed fixes tasks, held-out states, pairs and the fresh adapter, so differences within a seed are
+free of what the seeds differ in. The intervals are over seeds, whose values they take as normal.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from miniact.experiments.reading import Run, read_run
+from miniact.experiments.results import read_metrics, training_cost
+from miniact.experiments.results import rows as rate_paths
+from miniact.runs.folder import write_json, write_text
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (n − 1) and 95 % t interval; None where one value says nothing.
+
+    >>> found = summary([0.1, 0.2, 0.3])
+    >>> [round(found[k], 3) for k in ("mean", "std", "low", "high")]
+    [0.2, 0.1, -0.048, 0.448]
+    """
+    n, mean = len(values), statistics.fmean(values)
+    if n < 2:
+        return {"mean": mean, "std": None, "low": None, "high": None, "n": n}
+    from scipy.stats import t
+
+    std = statistics.stdev(values)
+    half = float(t.ppf(0.975, n - 1)) * std / math.sqrt(n)
+    return {"mean": mean, "std": std, "low": mean - half, "high": mean + half, "n": n}
+
+
+def within(found: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a share: no interval reaches under 0 or over 1."""
+    if found["low"] is None:
+        return found
+    return {**found, "low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
+
+
+def measured(run: Run) -> dict[str, float]:
+    """Every rate of a run's last evaluation, by the label of its table row."""
+    last = run.results[list(run.results)[-1]]
+    found = {}
+    for label, path in rate_paths(run.results).items():
+        value: Any = last
+        for part in path:
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, dict) and value.get("value") is not None:
+            found[label] = value["value"]
+    for split, result in last.get("splits", {}).items():
+        if result.get("score") is not None:
+            found[f"mean score, {split}"] = result["score"]
+    return found
+
+
+def build(
+    folder: Path, labels: dict[str, str], seeds: Sequence[int], baseline: str
+) -> dict[str, Any]:
+    """comparison.json of finished runs. labels: recipe name → what people read.
+
+    If the baseline itself is not among them, there are no differences.
+    """
+    runs = {
+        name: [read_run(folder / "runs" / name / f"seed{s}", [], name, s) for s in seeds]
+        for name in labels
+    }
+    values = {name: [measured(run) for run in group] for name, group in runs.items()}
+    drop_plain_scores(values)
+    rows = []
+    for name, group in runs.items():
+        costs = [training_cost(read_metrics(r.path), r.config.get("stage") or {}) for r in group]
+        known = [label for label in values[name][0] if all(label in v for v in values[name])]
+        metrics = {}
+        for label in known:
+            over_seeds = [v[label] for v in values[name]]
+            metrics[label] = {**within(summary(over_seeds)), "seeds": over_seeds}
+        difference = {}
+        if name != baseline and baseline in runs:
+            for label in known:
+                if all(label in v for v in values[baseline]):
+                    pairs = zip(values[name], values[baseline])
+                    difference[label] = summary([mine[label] - base[label] for mine, base in pairs])
+        rows.append({
+            "recipe": name,
+            "label": labels[name],
+            "steps": statistics.fmean(steps for steps, _ in costs),
+            "tokens": statistics.fmean(tokens for _, tokens in costs),
+            "metrics": metrics,
+            "difference": difference,
+        })  # fmt: skip
+    return {"recipes": list(labels), "seeds": list(seeds), "baseline": baseline, "rows": rows}
+
+
+def drop_plain_scores(values: dict[str, list[dict[str, float]]]) -> None:
+    """Leave out mean scores where reward is all or nothing: they are the success rates again."""
+    found = [run for group in values.values() for run in group]
+    for score in {label for run in found for label in run if label.startswith("mean score")}:
+        success = score.replace("mean score", "success")
+        if all(run.get(score) == run.get(success) for run in found):
+            for run in found:
+                run.pop(score, None)
+
+
+def columns(comparison: dict[str, Any]) -> list[str]:
+    """The metrics that the table shows; comparison.json has them all."""
+    labels = dict.fromkeys(label for row in comparison["rows"] for label in row["metrics"])
+    more = ("  right, given valid", "  stuck")
+    return [x for x in labels if not x.startswith("  ") or x.startswith(more)]
+
+
+def _percent(value: float, sign: bool = False) -> str:
+    value = 100 * value + math.copysign(1e-9, value)  # halves go up, as in the report
+    text = f"{value:+.1f}" if sign else f"{value:.1f}"
+    return text.replace("-", "−")
+
+
+def _interval(found: dict[str, Any], sign: bool = False) -> str:
+    if found["low"] is None:
+        return ""
+    low, high = (_percent(found[end], sign) for end in ("low", "high"))
+    return f"[{low}, {high}]"
+
+
+def cell(row: dict[str, Any], label: str) -> list[str]:
+    """`mean ± std`, `[interval]` and `Δ difference [interval]`, in percent and points."""
+    found, change = row["metrics"].get(label), row["difference"].get(label)
+    if found is None:
+        return ["–"]
+    lines = [_percent(found["mean"])]
+    if found["std"] is not None:
+        lines = [f"{lines[0]} ± {_percent(found['std'])}", _interval(found)]
+    if change is not None:
+        shown = _percent(change["mean"], sign=True)
+        lines.append(f"Δ {shown} {_interval(change, sign=True)}".rstrip())
+    return lines
+
+
+def _count(n: float) -> str:
+    return f"{n / 1e6:.2f} M" if n >= 1e6 else f"{n / 1e3:.0f} k" if n >= 1e4 else f"{n:.0f}"
+
+
+def _unbroken(text: str) -> str:
+    """A difference and its interval on two lines, and no other break: narrow, straight columns."""
+    return re.sub(r"(Δ \S+) ", r"\1<br>", text).replace(" ", "&nbsp;")
+
+
+def markdown(comparison: dict[str, Any]) -> str:
+    """The table for a README."""
+    shown = columns(comparison)
+    lines = [
+        "| recipe | steps | tokens | " + " | ".join(label.strip() for label in shown) + " |",
+        "|---|---:|---:|" + "---|" * len(shown),
+    ]
+    for row in comparison["rows"]:
+        name = row["label"] + (" (baseline)" if row["recipe"] == comparison["baseline"] else "")
+        cells = ("<br>".join(cell(row, label)) for label in shown)
+        start = (name, f"{row['steps']:.0f}", _count(row["tokens"]))
+        lines.append(f"| {' | '.join(map(_unbroken, (*start, *cells)))} |")
+    return "\n".join(lines) + "\n"
+
+
+def describe(comparison: dict[str, Any]) -> str:
+    """What the cells mean, in one sentence or two."""
+    seeds = ", ".join(map(str, comparison["seeds"]))
+    if len(comparison["seeds"]) == 1:
+        return (
+            f"%, held out; seed {seeds} alone, so there are no intervals; Δ: difference to "
+            f"{comparison['baseline']} in points. Steps are optimizer steps, tokens those that "
+            "passed the model in training."
+        )
+    return (
+        f"%, held out; mean ± std over seeds {seeds}, in brackets the 95 % t interval; Δ: paired "
+        f"difference to {comparison['baseline']} in points. Steps are optimizer steps, tokens "
+        "those that passed the model in training."
+    )
+
+
+def write_comparison(folder: Path, comparison: dict[str, Any]) -> None:
+    write_json(folder / "comparison.json", comparison)
+    write_text(folder / "comparison.md", f"{markdown(comparison)}\n{describe(comparison)}\n")
+
+
+def print_comparison(comparison: dict[str, Any], console: Console) -> None:
+    """The table, in parts where the terminal is narrow; nothing is cut off."""
+    rows, shown = comparison["rows"], columns(comparison)
+    named = max(len(row["label"]) for row in rows)
+    cells = {
+        label: [label.strip(), *("\n".join(cell(row, label)) for row in rows)] for label in shown
+    }
+    cells = {
+        "steps": ["steps", *(f"{row['steps']:.0f}" for row in rows)],
+        "tokens": ["tokens", *(_count(row["tokens"]) for row in rows)],
+        **cells,
+    }
+    widths = {
+        x: 2 + max(len(y) for y in "\n".join(found).split("\n")) for x, found in cells.items()
+    }
+    parts: list[list[str]] = [[]]
+    for name, width in widths.items():
+        if parts[-1] and named + sum(widths[x] for x in parts[-1]) + width > console.width:
+            parts.append([])
+        parts[-1].append(name)
+    for part in parts:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("recipe", no_wrap=True)
+        for name in part:
+            justify = "right" if name in ("steps", "tokens") else "left"
+            table.add_column(cells[name][0], no_wrap=True, justify=justify)  # type: ignore[arg-type]
+        for at, row in enumerate(rows, start=1):
+            table.add_row(row["label"], *(cells[name][at] for name in part))
+        console.print()
+        console.print(table)
+    console.print(describe(comparison), style="dim", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""What ACT is compared with."""

@@ -1,0 +1,184 @@
+"""Early Experience (arXiv 2510.08558): reflections on what each action really leads to.
+
+At every train state that has pairs, replay the expert's actions from the start of the episode,
+then execute the expert's action and each alternative, and let the *initial policy* write why the
+expert's is better, with the observed outcomes before it. What is left after the filters is imitated
+by `method/controls/reflect.py`. Every state is counted once:
+
+    not_replayed    the environment did not show the stored observations again, or was lost
+    unparseable     the reply ends in no single action
+    too_long        the reply was cut off at the token limit
+    disagrees       it ends in another action than the expert's
+    empty           it gives no reason
+    labelled        it speaks of the expert, or of actions by number: words of the prompt's author
+    duplicate       another state has the same reflection
+
+Ours: one reflection a state, on all its alternatives; outcomes are cut at OUTCOME_CHARACTERS.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from miniact import UserError
+from miniact.backends.protocol import Policy
+from miniact.config.sections import ReflectConfig
+from miniact.data.trajectories import TrajectoryFile, read_jsonl
+from miniact.envs import Env
+from miniact.method.pairs import SAMPLED_AT_ONCE, by_state, state_from, state_row
+from miniact.method.prompts import Prompter
+from miniact.method.rewards import canonical, same_action
+from miniact.types import ActionPair, Reflection, Sample, State, Trajectory
+
+OUTCOME_CHARACTERS = 600  # of an outcome, at most: some worlds answer with pages
+_LABEL = re.compile(
+    r"\bexperts?\b|\bdemonstrat"
+    r"|\b(?:action|alternative|candidate|option|choice)s? (?:no\.? ?|number |#)?"
+    r"(?:\d+|(?-i:[A-D]\b))"
+    r"|\b(?:alternative|candidate|listed|given|provided) (?:action|option)s?\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """A state, and (action, what it led to) for the expert's action and for each alternative."""
+
+    state: State
+    taken: tuple[str, str]
+    others: tuple[tuple[str, str], ...]
+
+
+# ---- acting --------------------------------------------------------------------------------
+
+
+def replay(env: Env, trajectory: Trajectory, steps: int) -> bool:
+    """Bring `env` to the state before step `steps`; whether it showed what the trajectory holds."""
+    try:
+        task, turn = env.reset(trajectory.id)
+    except UserError:  # an imported trajectory, whose id is no task of this environment
+        return False
+    if task != trajectory.task:
+        return False
+    for stored in trajectory.steps[:steps]:
+        if turn.observation != stored.observation or turn.done:
+            return False
+        turn = env.step(stored.action)
+    return turn.observation == trajectory.steps[steps].observation and not turn.done
+
+
+def experiences(
+    env: Env, file: TrajectoryFile, pairs: Iterable[ActionPair], counts: Counter
+) -> Iterator[Experience]:
+    """Execute every action of every state with pairs. States that cannot be reached are counted."""
+    by_id = {file.read(i).id: i for i, split in enumerate(file.splits) if split == "train"}
+    for (state, expert), alternatives in by_state(pairs).items():
+        name, _, step = state.id.rpartition("#")
+        found = file.read(by_id[name]) if name in by_id and step.isdigit() else None
+        outcomes = [
+            outcome
+            for action in (expert, *alternatives)
+            if found and (outcome := _outcome(env, found, int(step), state, action)) is not None
+        ]
+        if len(outcomes) <= len(alternatives):
+            counts["not_replayed"] += 1
+        else:
+            yield Experience(state, outcomes[0], tuple(outcomes[1:]))
+
+
+def _outcome(
+    env: Env, trajectory: Trajectory, step: int, state: State, action: str
+) -> tuple[str, str] | None:
+    """(action, what it leads to in `state`), or None where `state` cannot be reached."""
+    if step >= len(trajectory.steps) or trajectory.steps[step].observation != state.observation:
+        return None
+    if not replay(env, trajectory, step):
+        return None
+    turn = env.step(action)
+    if turn.lost:
+        return None
+    shown = turn.observation[:OUTCOME_CHARACTERS]
+    cut = "…" if len(turn.observation) > OUTCOME_CHARACTERS else ""
+    solved = " The task is solved." if turn.success else ""
+    return action, f"{shown}{cut}{solved}"
+
+
+# ---- reflecting ----------------------------------------------------------------------------
+
+
+def make_reflections(
+    policy: Policy,
+    prompter: Prompter,
+    lived: Iterable[Experience],
+    config: ReflectConfig,
+    provenance: dict[str, Any],
+    counts: Counter,
+) -> Iterator[Reflection]:
+    """Let the policy reflect on each experience and yield what survives. `counts` is updated.
+
+    `provenance` goes into every reflection; its "seed" fixes the samples.
+    """
+    waiting, at = iter(lived), 0
+    seen: set[str] = set()
+    counts["kept"] += 0
+    while batch := list(itertools.islice(waiting, SAMPLED_AT_ONCE)):
+        prompts = [prompter.reflection(e.state, e.taken, e.others).tokens for e in batch]
+        replies = policy.sample(
+            prompts, 1, config.max_tokens, config.temperature, provenance["seed"] + at
+        )
+        for experience, (sample,) in zip(batch, replies):
+            expert = experience.taken[0]
+            text, verdict = judge_reflection(prompter, sample, expert)
+            if verdict == "kept" and canonical(text) in seen:
+                verdict = "duplicate"
+            counts[verdict] += 1
+            if verdict == "kept":
+                seen.add(canonical(text))
+                outcomes = (experience.taken, *experience.others)
+                yield Reflection(experience.state, expert, text, outcomes, provenance)
+        at += len(batch)
+
+
+def judge_reflection(prompter: Prompter, sample: Sample, expert: str) -> tuple[str, str]:
+    """(reflection, "kept") or ("", the reason to drop it)."""
+    parsed = prompter.parse_reflection(sample.text)
+    if sample.stop == "length":
+        return "", "too_long"
+    if parsed is None:
+        return "", "unparseable"
+    text, action = parsed
+    if not same_action(action, expert):
+        return "", "disagrees"
+    if not any(map(str.isalnum, text)):
+        return "", "empty"
+    return ("", "labelled") if _LABEL.search(text) else (text, "kept")
+
+
+# ---- files ---------------------------------------------------------------------------------
+
+
+def to_row(reflection: Reflection, history: int) -> dict[str, Any]:
+    """One line of reflections.jsonl. The state keeps its last `history` turns."""
+    return {**asdict(reflection), "state": state_row(reflection.state, history)}
+
+
+def read_reflections(path: Path) -> Sequence[Reflection]:
+    """Read reflections.jsonl. Raises UserError naming the line of a damaged row."""
+    found = []
+    for number, _, row in read_jsonl(path):
+        try:
+            outcomes = tuple((str(action), str(outcome)) for action, outcome in row["outcomes"])
+            state, provenance = state_from(row["state"]), row.get("provenance") or {}
+            expert, text = str(row["expert"]), str(row["text"])
+            found.append(Reflection(state, expert, text, outcomes, provenance))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}:{number}: {error!r}; expected state, expert, text, outcomes"
+            ) from None
+    return found

@@ -1,0 +1,262 @@
+"""Contrastive pairs: stage 1 of ACT, and how a critic is asked about them.
+
+At every expert state s_i sample K actions from the *initial policy* π_θ0 (or, as a control, draw K
+of the admissible ones). What is left after the filters becomes a pair (s_i, a_i⁺, a_i⁻). Filters,
+each counted:
+
+    unparseable     the reply holds no single action
+    equal           the alternative is the expert's action, after canonicalisation
+    duplicate       the same alternative was already sampled at this state
+    inadmissible    (optional) the environment lists its actions and this is none of them
+    unlisted        (admissible actions only) a state that lists none: nothing can be drawn there
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from miniact import UserError
+from miniact.backends.protocol import Policy
+from miniact.config.sections import PairsConfig
+from miniact.data.trajectories import ExpertStates, read_jsonl
+from miniact.method.prompts import Prompter
+from miniact.method.rewards import canonical
+from miniact.types import ActionPair, State
+
+SAMPLED_AT_ONCE = 256  # states per call of the sampler
+
+
+def choose_states(states: ExpertStates, per_trajectory: int, seed: int) -> list[int]:
+    """Indices of the states to make pairs at; 0 per trajectory means all of them."""
+    if not per_trajectory:
+        return list(range(len(states)))
+    chosen: list[int] = []
+    start = 0
+    for member, length in enumerate(states.file.lengths[states.members]):
+        rng = np.random.default_rng([seed, member])
+        take = min(per_trajectory, int(length))
+        chosen += sorted((start + rng.choice(int(length), take, replace=False)).tolist())
+        start += int(length)
+    return chosen
+
+
+def filter_alternatives(
+    expert: str, sampled: Sequence[str | None], admissible: Sequence[str] | None
+) -> tuple[list[str], Counter]:
+    """Keep alternatives that differ from the expert's action and from each other; count the rest.
+
+    admissible: the actions to accept, or None for no such filter.
+
+    >>> filter_alternatives("look", ["Look.", "go east", None, "GO EAST"], None)
+    (['go east'], Counter({'kept': 1, 'equal': 1, 'unparseable': 1, 'duplicate': 1}))
+    """
+    allowed = None if admissible is None else {canonical(a) for a in admissible}
+    kept: list[str] = []
+    counts: Counter = Counter(kept=0)
+    seen = {canonical(expert)}
+    for action in sampled:
+        if action is None or not canonical(action):
+            counts["unparseable"] += 1
+        elif canonical(action) == canonical(expert):
+            counts["equal"] += 1
+        elif canonical(action) in seen:
+            counts["duplicate"] += 1
+        elif allowed is not None and canonical(action) not in allowed:
+            counts["inadmissible"] += 1
+        else:
+            seen.add(canonical(action))
+            kept.append(action.strip())
+            counts["kept"] += 1
+    return kept, counts
+
+
+def make_pairs(
+    policy: Policy,
+    prompter: Prompter,
+    states: ExpertStates,
+    config: PairsConfig,
+    provenance: dict[str, Any],
+    counts: Counter,
+) -> Iterator[ActionPair]:
+    """Find K alternatives at each state and yield the pairs that survive. `counts` is updated.
+
+    `provenance` goes into every pair; its "seed" fixes states and samples.
+    """
+    seed = provenance["seed"]
+    chosen = choose_states(states, config.states_per_trajectory, seed)
+    for at in range(0, len(chosen), SAMPLED_AT_ONCE):
+        batch = [states[i] for i in chosen[at : at + SAMPLED_AT_ONCE]]
+        if config.source == "policy":
+            proposed = propose(policy, prompter, batch, config, seed + at)
+        else:
+            proposed = draw_admissible(batch, config.k, seed + at, counts)
+        yield from pairs_at(batch, proposed, config, provenance, counts)
+
+
+def propose(
+    policy: Policy,
+    prompter: Prompter,
+    batch: Sequence[tuple[State, str]],
+    config: PairsConfig,
+    seed: int,
+) -> list[list[str | None]]:
+    """K actions of the policy at each (state, expert action); None where a reply held none."""
+    prompts = [prompter.action(state, config.thinking).tokens for state, _ in batch]
+    replies = policy.sample(prompts, config.k, config.max_tokens, config.temperature, seed)
+    return [[prompter.parse_action(s.text) for s in samples] for samples in replies]
+
+
+def draw_admissible(
+    batch: Sequence[tuple[State, str]], k: int, seed: int, counts: Counter
+) -> list[list[str | None]]:
+    """k admissible actions other than the expert's, drawn uniformly; all where there are fewer."""
+    drawn: list[list[str | None]] = []
+    for i, (state, expert) in enumerate(batch):
+        others, _ = filter_alternatives(expert, state.admissible or (), None)
+        order = np.random.default_rng([seed, i]).permutation(len(others))
+        drawn.append([others[int(j)] for j in order[:k]])
+        counts["unlisted"] += not state.admissible
+    return drawn
+
+
+def pairs_at(
+    batch: Sequence[tuple[State, str]],
+    proposed: Sequence[Sequence[str | None]],
+    config: PairsConfig,
+    provenance: dict[str, Any],
+    counts: Counter,
+) -> Iterator[ActionPair]:
+    """The pairs that survive the filters, state by state. `counts` is updated."""
+    for (state, expert), actions in zip(batch, proposed, strict=True):
+        check = state.admissible if config.drop_inadmissible else None
+        kept, filtered = filter_alternatives(expert, actions, check)
+        counts.update(filtered)
+        for alternative in kept:
+            yield ActionPair(state, expert, alternative, provenance=provenance)
+
+
+# ---- presentation --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a critic is asked: which of n actions is best here, the expert's or n − 1 others?"""
+
+    state: State
+    expert: str
+    alternatives: tuple[str, ...]
+
+
+def by_state(pairs: Iterable[ActionPair]) -> dict[tuple[State, str], list[str]]:
+    """(state, expert action) → its distinct alternatives, in the order of the pairs."""
+    found: dict[tuple[State, str], list[str]] = {}
+    for pair in pairs:
+        others = found.setdefault((pair.state, pair.expert), [])
+        if all(canonical(pair.alternative) != canonical(other) for other in others):
+            others.append(pair.alternative)
+    return found
+
+
+def questions(pairs: Iterable[ActionPair], choices: int = 2) -> list[Question]:
+    """Pairs as questions with `choices` candidates each. No alternative is used twice.
+
+    A state with m alternatives makes m // (choices − 1) questions; what is left over is not used.
+    """
+    size = choices - 1
+    return [
+        Question(state, expert, tuple(others[at : at + size]))
+        for (state, expert), others in by_state(pairs).items()
+        for at in range(0, len(others) - size + 1, size)
+    ]
+
+
+def positions(n: int, seed: Sequence[int], ways: int = 2) -> np.ndarray:
+    """Where the expert's action stands in each of n presentations, shape [n].
+
+    Every position comes up equally often (as nearly as n allows), in an order drawn from the seed:
+    a critic that always answers "1" earns exactly chance.
+    """
+    rng = np.random.default_rng(list(seed))
+    return (rng.permutation(n) + rng.integers(ways)) % ways
+
+
+def present(asked: ActionPair | Question, position: int) -> tuple[str, ...]:
+    """The actions in the order shown, the expert's at index `position`."""
+    others = asked.alternatives if isinstance(asked, Question) else (asked.alternative,)
+    return (*others[:position], asked.expert, *others[position:])
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A question as it is put once: the actions in a drawn order, the right one at `right`."""
+
+    state: State
+    actions: tuple[str, ...]
+    right: int
+
+
+def draw_orders(asked: Sequence[Question], seed: Sequence[int]) -> list[Shown]:
+    """Every question with its actions in a uniformly drawn order (see `positions`)."""
+    ways = 1 + len(asked[0].alternatives)
+    rng = np.random.default_rng([*seed, 1])
+    shown = []
+    for question, right in zip(asked, positions(len(asked), seed, ways)):
+        order = rng.permutation(ways - 1)
+        mixed = replace(question, alternatives=tuple(question.alternatives[i] for i in order))
+        shown.append(Shown(question.state, present(mixed, int(right)), int(right)))
+    return shown
+
+
+# ---- files ---------------------------------------------------------------------------------
+
+
+def to_row(pair: ActionPair, history: int) -> dict[str, Any]:
+    """One line of pairs.jsonl. The state keeps its last `history` turns; the rest is counted."""
+    return {**asdict(pair), "state": state_row(pair.state, history)}
+
+
+def state_row(state: State, history: int) -> dict[str, Any]:
+    cut = max(len(state.history) - history, 0)
+    return asdict(replace(state, history=state.history[cut:], earlier=state.earlier + cut))
+
+
+def state_from(row: dict[str, Any]) -> State:
+    """The inverse of `state_row`. KeyError, TypeError or ValueError for what is no state."""
+    fields = dict(row)
+    fields["history"] = tuple((str(o), str(a)) for o, a in fields["history"])
+    if fields.get("admissible") is not None:
+        fields["admissible"] = tuple(fields["admissible"])
+    return State(**fields)
+
+
+def read_pairs(path: Path, skip_bad_rows: bool = False) -> list[ActionPair]:
+    """Read pairs.jsonl. Raises UserError naming the line and field of a damaged row."""
+    pairs = []
+    for number, _, row in read_jsonl(path, skip_bad_rows):
+        try:
+            pair = ActionPair(
+                state_from(row["state"]),
+                str(row["expert"]),
+                str(row["alternative"]),
+                str(row.get("split", "train")),
+                row.get("provenance") or {},
+            )
+            if canonical(pair.expert) == canonical(pair.alternative):
+                raise ValueError("expert and alternative are the same action")
+            pairs.append(pair)
+        except (KeyError, TypeError, ValueError) as error:
+            if skip_bad_rows:
+                continue
+            reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(
+                f"{path}:{number}: {reason}; expected state, expert, alternative"
+            ) from None
+    if not pairs:
+        raise UserError(f"{path}: no pairs; see the counts of the filters, or raise pairs.k")
+    return pairs

@@ -1,0 +1,274 @@
+"""States and pairs → prompts, replies → actions and choices.
+
+An action prompt shows s_i and asks for the next action. A critic prompt shows s_i and the candidate
+actions in a given order, and asks which is better. A reflection prompt (Early Experience) shows
+what each action led to as well, and asks why the expert's is better. All go through the model's own
+chat template.
+
+    tags form    reasoning … <action>go to shelf 1</action>      reasoning … <choice>2</choice>
+    plain form   go to shelf 1                                   2  (or the chosen action itself)
+
+Text from the environment is data: anything in it that looks like one of our tags or like one of the
+tokenizer's control tokens is written with a backslash (`<\\choice>`), so it can end no turn and
+start no answer. Only the sampled reply is ever parsed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from miniact import UserError
+from miniact.config.sections import PromptConfig
+from miniact.method.rewards import canonical
+from miniact.types import State
+
+_NAMES = "action|choice|think"
+_TAG = re.compile(rf"<(\\*)(?=/?(?:{_NAMES})>|\|)")
+_ESCAPED = re.compile(rf"<\\(\\*)(?=/?(?:{_NAMES})>|\|)")
+
+
+def escape(text: str) -> str:
+    """Take the meaning out of every tag in foreign text. `unescape` is its inverse.
+
+    >>> print(escape("see <choice>1</choice>"))
+    see <\\choice>1<\\/choice>
+    """
+    return _TAG.sub(lambda m: "<\\" + m[1], text)
+
+
+def unescape(text: str) -> str:
+    return _ESCAPED.sub(lambda m: "<" + m[1], text)
+
+
+def _tagged(name: str, text: str) -> str:
+    return f"<{name}>{escape(text)}</{name}>"
+
+
+def _inside(name: str, reply: str) -> str | None:
+    """The content of the one <name>…</name> after the reasoning; None for none or several."""
+    if "</think>" in reply:
+        reply = reply.rpartition("</think>")[2]
+    elif "<think>" in reply:
+        return None  # the reasoning never ended
+    found = re.findall(rf"<{name}>((?:(?!</?{name}>).)*)</{name}>", reply, re.DOTALL)
+    return unescape(found[0]) if len(found) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    tokens: tuple[int, ...]
+    dropped: int  # history turns that were left out to fit the limits
+
+
+class Prompter:
+    """Writes prompts for one tokenizer and reads the replies.
+
+    Raises UserError when task and current observation alone exceed the limit.
+    """
+
+    def __init__(self, tokenizer: Any, config: PromptConfig) -> None:
+        self.tokenizer, self.config = tokenizer, config
+        template = getattr(tokenizer, "chat_template", None) or ""
+        self._has_template = bool(template)
+        self._switches_thinking = "enable_thinking" in template
+        self._opens_thought = False  # whether the prompt itself ends in <think>
+        if template:
+            self._opens_thought = self._chat("", thinking=True).rstrip().endswith("<think>")
+        control = [t for t in tokenizer.get_added_vocab() if len(t.strip()) > 1]  # no runs of space
+        # matches only the first character of a token, so that overlapping tokens are all found
+        starts = [f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in sorted(control)]
+        self._control = re.compile("|".join(starts)) if starts else None
+        # a text that ends like the start of one would join with what the template puts after it
+        heads = sorted({re.escape(t[:n]) for t in control for n in range(1, len(t))})
+        self._open_end = re.compile(rf"(?:{'|'.join(heads)})\Z") if heads else None
+
+    # ---- writing -------------------------------------------------------------------------------
+
+    def action(self, state: State, thinking: bool = False) -> Prompt:
+        """The prompt that asks for the next action in `state`."""
+        return self._fit(state, self._ask_action(thinking), thinking)
+
+    def critic(self, state: State, actions: Sequence[str], thinking: bool = False) -> Prompt:
+        """The prompt that asks which of `actions` (in the order given) is better in `state`."""
+        return self._fit(state, self._ask_choice(actions, thinking), thinking)
+
+    def reflection(
+        self, state: State, taken: tuple[str, str], others: Sequence[tuple[str, str]]
+    ) -> Prompt:
+        """The prompt that asks why `taken` is better: (action, what it led to), and so the others.
+
+        Nothing in it names the expert or numbers an action, so that a reflection can be imitated
+        by a model that will see neither.
+        """
+        return self._fit(state, self._ask_reflection(taken, others), thinking=False)
+
+    def render_action(self, action: str) -> str:
+        """The reply that stands for an action, without reasoning: the target of imitation."""
+        return action if self.config.form == "plain" else _tagged("action", action)
+
+    def render_choice(self, choice: int) -> str:
+        """The reply that names the candidate at index `choice`, which is shown as choice + 1."""
+        number = str(choice + 1)
+        return number if self.config.form == "plain" else _tagged("choice", number)
+
+    def render_thought(self, thought: str) -> str:
+        """Reasoning as it stands before an answer, in the form in which this model thinks.
+
+        Where the chat template knows thoughts: <think>…</think>; else the text itself. The empty
+        thought is the one with which such templates switch thinking off.
+        """
+        thought = self.quote(thought.strip())
+        if self._opens_thought or self._switches_thinking:
+            opening = "" if self._opens_thought else "<think>\n"
+            return f"{opening}{thought}\n</think>\n\n"
+        return f"{thought}\n" if thought else ""
+
+    def reply_tokens(self, text: str) -> tuple[int, ...]:
+        """Tokens of a reply to imitate, the end token included: stopping is trained too.
+
+        Control tokens in the text itself (from a foreign log, say) are spelled out, never made.
+        """
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return (*ids, self.tokenizer.eos_token_id)
+
+    def begin_tokens(self, text: str) -> tuple[int, ...]:
+        """Tokens of the beginning of a reply that the model is to go on with."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+
+    # ---- reading -------------------------------------------------------------------------------
+
+    def parse_action(self, reply: str) -> str | None:
+        """The action in a reply, exactly as written; None if the reply holds no single answer."""
+        answer = reply if self.config.form == "plain" else _inside("action", reply)
+        return answer if answer is not None and answer.strip() else None
+
+    def parse_choice(self, reply: str, actions: Sequence[str]) -> int | None:
+        """Index of the chosen candidate: named by its number or by its own text; None otherwise."""
+        answer = reply if self.config.form == "plain" else _inside("choice", reply)
+        if answer is None:
+            return None
+        numbers = {str(i + 1): i for i in range(len(actions))}
+        if answer.strip() in numbers:
+            return numbers[answer.strip()]
+        same = [i for i, action in enumerate(actions) if canonical(action) == canonical(answer)]
+        return same[0] if len(same) == 1 else None
+
+    def parse_reflection(self, reply: str) -> tuple[str, str] | None:
+        """(the reasoning, the action that it ends in); None if the reply holds no single action."""
+        action = _inside("action", reply)
+        if action is None or not action.strip():
+            return None
+        return reply.rpartition("</think>")[2].partition("<action>")[0].strip(), action
+
+    # ---- the words -----------------------------------------------------------------------------
+
+    def quote(self, text: str) -> str:
+        """Foreign text made harmless: neither our tags nor control tokens survive."""
+        text = escape(text)
+        if self._control:
+            text = self._control.sub(lambda m: m[0] + "\\", text)
+        if self._open_end and self._open_end.search(text):
+            text += "\\"
+        return text
+
+    def _ask_action(self, thinking: bool) -> str:
+        if self.config.form == "plain":
+            return ""
+        if thinking:
+            return (
+                "What is the best next action? Think first: what is the goal, what do you know, "
+                "what would each action lead to? Then answer with <action>the action</action>."
+            )
+        return "What is the best next action? Answer only with <action>the action</action>."
+
+    def _ask_choice(self, actions: Sequence[str], thinking: bool) -> str:
+        numbered = [f"{i}: {self.quote(a)}" for i, a in enumerate(actions, start=1)]
+        if self.config.form == "plain":
+            return "\n".join([*numbered, "which ?"])
+        listed = "\n".join(f"Action {line}" for line in numbered)
+        better = "better" if len(actions) == 2 else "best"
+        example = _tagged("choice", "1")
+        if thinking:
+            how = (
+                "Think first: what is the goal, what do you know, what would each action lead to? "
+                f"Then answer with the number of the {better} one, for example {example}."
+            )
+        else:
+            how = f"Answer only with the number of the {better} one, for example {example}."
+        return f"Candidate actions:\n{listed}\n\nWhich action is {better} for the task? {how}"
+
+    def _ask_reflection(self, taken: tuple[str, str], others: Sequence[tuple[str, str]]) -> str:
+        def line(action: str, outcome: str) -> str:
+            return f'- "{self.quote(action)}" leads to: {self.quote(outcome)}'
+
+        action, outcome = taken
+        return (
+            f"You decide on this action, which proves right:\n{line(action, outcome)}\n"
+            "You could have done this instead:\n"
+            + "\n".join(line(*other) for other in others)
+            + "\n\nWrite down what you think just before you decide, in a few sentences: what is "
+            "the goal, what do you know, what would each action lead to, and why is "
+            f'"{self.quote(action)}" better for the task than the rest? Speak as "I", as if '
+            "nothing had been done yet, and name actions by their own words only. "
+            "End with what you do, as <action>the action</action>."
+        )
+
+    def _body(self, state: State, turns: int, question: str) -> str:
+        """Task, the last `turns` turns of history, observation, admissible actions, question."""
+        past = state.history[len(state.history) - turns :]
+        missing = len(state.history) - turns + state.earlier
+        plain = self.config.form == "plain"
+        lines = [self.quote(state.task) if plain else f"Task: {self.quote(state.task)}"]
+        if missing:
+            lines.append("…" if plain else f"[{missing} earlier steps are left out here]")
+        for observation, action in past:
+            if plain:
+                lines += [self.quote(observation), f"> {self.quote(action)}"]
+            else:
+                lines.append(f"Observation: {self.quote(observation)}")
+                lines.append(f"Action: {self.quote(action)}")
+        lines.append(("" if plain else "Current observation: ") + self.quote(state.observation))
+        if self.config.show_admissible and state.admissible:
+            listed = ", ".join(self.quote(a) for a in state.admissible)
+            lines.append(listed if plain else f"Admissible actions: {listed}")
+        return "\n".join([*lines, question] if question else lines)
+
+    def _chat(self, body: str, thinking: bool) -> str:
+        """One user turn in the model's own template, up to where the reply starts."""
+        options = {"enable_thinking": thinking} if self._switches_thinking else {}
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": body}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **options,
+        )
+
+    def _encode(self, body: str, thinking: bool) -> tuple[int, ...]:
+        text = self._chat(body, thinking) if self._has_template else f"{body}\n\nAnswer:"
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _fit(self, state: State, question: str, thinking: bool) -> Prompt:
+        """Show as much of the newest history as the token limit allows (found by bisection)."""
+        limit = self.config.max_tokens
+        most = min(len(state.history), self.config.history)
+        tokens = self._encode(self._body(state, most, question), thinking)
+        if len(tokens) <= limit:
+            return Prompt(tokens, len(state.history) - most + state.earlier)
+        low, high, best = 0, most, None
+        while low < high:  # the largest number of turns in [low, high) that fits
+            turns = (low + high) // 2
+            shorter = self._encode(self._body(state, turns, question), thinking)
+            if len(shorter) <= limit:
+                best, low = (turns, shorter), turns + 1
+            else:
+                high = turns
+        if best is None:
+            shortest = len(self._encode(self._body(state, 0, question), thinking))
+            raise UserError(
+                f"{state.id}: task and current observation alone take {shortest} tokens, more than "
+                f"prompt.max_tokens {limit}; raise it, or set prompt.show_admissible: false"
+            )
+        return Prompt(best[1], len(state.history) - best[0] + state.earlier)

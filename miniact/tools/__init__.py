@@ -1,0 +1,1 @@
+"""What one does with a config, a run or an adapter, beside training."""

@@ -1,0 +1,1 @@
+"""`miniact report`: one HTML page of a run or of a comparison."""

@@ -1,0 +1,221 @@
+"""`miniact report`: one HTML file of a run or of a comparison, to open from disk and show around.
+
+A run is a comparison of one recipe with one seed, so there is one way through this file:
+
+    folder ──reading.py──▶ runs ──gather──▶ plain data ──page──▶ page.html
+
+Everything that is seen (tables, curves, samples) is drawn by app.js from that data.
+Text of models and environments is never markup: it travels as JSON in which every `<` is escaped,
+app.js inserts it as text only, and the page's content policy lets no script run but app.js itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from miniact.experiments.reading import Run, read_folder
+from miniact.experiments.results import rows as rate_paths
+from miniact.experiments.results import training_cost
+from miniact.runs.folder import write_asked
+from miniact.tools.report.samples import Samples
+
+POINTS = 60  # a curve has at most so many points; each is the mean over the steps between two
+
+
+# ---- numbers -----------------------------------------------------------------------------------
+
+
+def over_seeds(rates: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """A rate over the seeds: mean and min–max; for one seed its own 95 % interval.
+
+    `counts`: how many episodes, states or answers each seed's value rests on. None: not measured.
+    """
+    found = [r for r in rates if r and r.get("value") is not None]
+    if not found:
+        return None
+    values = [r["value"] for r in found]
+    alone = len(found) == 1
+    return {
+        "mean": sum(values) / len(values),
+        "low": found[0]["low"] if alone else min(values),
+        "high": found[0]["high"] if alone else max(values),
+        "seeds": values,
+        "counts": [r["n"] for r in found],
+    }
+
+
+def _rate(result: Any, path: tuple[str, ...]) -> dict[str, Any] | None:
+    for part in path:
+        result = result.get(part) if isinstance(result, dict) else None
+    return result
+
+
+def by_recipe(runs: list[Run]) -> dict[str, list[Run]]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.name, []).append(run)
+    return groups
+
+
+def positions(results: list[Any]) -> dict[str, Any]:
+    """Judgement by the position of the right answer (first, second, …), over the seeds."""
+    found = [_rate(result, ("judgement",)) or {} for result in results]
+    names = dict.fromkeys(name for one in found for name in one if name.startswith("expert_"))
+    return {name[7:]: over_seeds(one.get(name) for one in found) for name in names}
+
+
+def evaluations(group: list[Run], paths: dict[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+    """What was measured after each stage of one recipe, over its seeds."""
+    return [
+        {
+            "stage": stage,
+            "rates": {
+                label.strip(): over_seeds(_rate(run.results.get(stage), path) for run in group)
+                for label, path in paths.items()
+            },
+            "positions": positions([run.results.get(stage) for run in group]),
+        }
+        for stage in group[0].results
+    ]
+
+
+def curve(seeds: list[dict[int, float]]) -> dict[str, list[float]]:
+    """One metric over steps. seeds: per seed, step → value. Steps are put together in bins.
+
+    Returns x (first step of each bin) and, over the seeds' means in it, y (mean), low and high.
+    """
+    width = max(1, math.ceil((max(max(s) for s in seeds) + 1) / POINTS))
+    shown: dict[str, list[float]] = {"x": [], "y": [], "low": [], "high": []}
+    for start in sorted({step // width * width for s in seeds for step in s}):
+        bins = [[v for step, v in s.items() if step // width * width == start] for s in seeds]
+        means = [sum(b) / len(b) for b in bins if b]
+        at = (start, sum(means) / len(means), min(means), max(means))
+        for name, value in zip(shown, at):
+            shown[name].append(float(f"{value:.5g}"))
+    return shown
+
+
+def curves(group: list[Run]) -> list[dict[str, Any]]:
+    """Every training metric of one recipe, by stage."""
+    found = []
+    for stage in dict.fromkeys(stage for run in group for stage in run.metrics):
+        rows = [run.metrics[stage] for run in group if stage in run.metrics]
+        names = dict.fromkeys(name for per_seed in rows for row in per_seed for name in row)
+        for name in names:
+            if name in ("stage", "step", "time"):
+                continue
+            seeds = [
+                {int(r["step"]): r[name] for r in per_seed if isinstance(r.get(name), (int, float))}
+                for per_seed in rows
+            ]
+            seeds = [s for s in seeds if s]
+            if seeds:
+                found.append({"stage": stage, "metric": name, "n": len(seeds), **curve(seeds)})
+    return found
+
+
+def recipe_rows(runs: list[Run], comparison: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """One row per recipe: its evaluations, its curves, its cost and, if compared, its row."""
+    paths = rate_paths(runs[0].results)
+    found = []
+    for number, (name, group) in enumerate(by_recipe(runs).items()):
+        parts = dict.fromkeys(part for run in group for part in run.seconds)
+        row = comparison["rows"][number] if comparison else {}
+        costs = [training_cost(run.metrics, run.config.get("stage") or {}) for run in group]
+        found.append({
+            "name": name,
+            "label": group[0].label,
+            "seeds": [run.seed for run in group],
+            "evaluations": evaluations(group, paths),
+            "curves": curves(group),
+            "seconds": {
+                p: sum(run.seconds.get(p, 0) for run in group) / len(group) for p in parts
+            },
+            "steps": row.get("steps", sum(steps for steps, _ in costs) / len(costs)),
+            "tokens": row.get("tokens", sum(tokens for _, tokens in costs) / len(costs)),
+            "compared": {k.strip(): v for k, v in (row.get("metrics") or {}).items()},
+            "difference": {k.strip(): v for k, v in (row.get("difference") or {}).items()},
+        })  # fmt: skip
+    return found
+
+
+# ---- the page ----------------------------------------------------------------------------------
+
+
+def gather(folder: Path) -> dict[str, Any]:
+    """All that the page shows, as plain data."""
+    notes: list[str] = []
+    runs, comparison = read_folder(folder, notes)
+    paths = rate_paths(runs[0].results)
+    recipes = recipe_rows(runs, comparison)
+    samples = Samples(runs, notes).gather()
+    numbered = [number for number, row in enumerate(recipes) for _ in row["seeds"]]
+    return {
+        "folder": folder.resolve().name,
+        "compared": comparison is not None,
+        "baseline": comparison.get("baseline") if comparison else None,
+        "recipes": recipes,
+        "metrics": [{"label": label.strip(), "main": not label.startswith(" ")} for label in paths],
+        "runs": [
+            {
+                "recipe": recipe,
+                "seed": run.seed,
+                "model": (run.config.get("model") or {}).get("path"),
+                "world": (run.config.get("env") or {}).get("name"),
+                "seconds": {p: s for p, s in run.seconds.items() if p not in run.shared},
+                "environment": run.environment,
+            }
+            for recipe, run in zip(numbered, runs)
+        ],
+        "samples": samples,
+        "notes": notes,
+        "version": metadata.version("miniact"),
+    }
+
+
+def _hash(text: str) -> str:
+    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+
+def page(data: dict[str, Any]) -> str:
+    """The whole file. Only the one script and the one style with these hashes may take effect."""
+    assets = Path(__file__).parent
+    style, script = ((assets / n).read_text("utf-8") for n in ("style.css", "app.js"))
+    rules = {
+        "default-src": "'none'",
+        "script-src": _hash(script),
+        "style-src": _hash(style),
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "require-trusted-types-for": "'script'",  # setting innerHTML is an error
+        "trusted-types": "'none'",
+    }
+    parts = {
+        "policy": "; ".join(f"{name} {value}" for name, value in rules.items()),
+        "title": html.escape(f"{data['folder']} – miniact report"),
+        "style": style,
+        "script": script,
+        "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+    }
+    template = (assets / "page.html").read_text("utf-8")
+    return re.sub(r"{{(\w+)}}", lambda m: parts[m[1]], template)
+
+
+def write_html(folder: Path, out: Path | None = None) -> Path:
+    """Write the report of a run folder or a comparison folder; returns where it is.
+
+    Raises UserError where there is nothing to report yet, or where the file cannot be written.
+    """
+    out = out or folder / "report.html"
+    write_asked(out, page(gather(folder)))
+    return out

@@ -1,0 +1,174 @@
+"""The samples of a report: rollout groups, whole episodes and pairs, thinned to fit the page."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from miniact.config.sections import PromptConfig
+from miniact.experiments.reading import Run, read_lines
+from miniact.method.prompts import Prompter, unescape
+from miniact.method.rewards import canonical
+
+TEXT = 4000  # characters of one text that are shown
+SIZE = 5_000_000  # bytes of samples in a page; with more, fewer samples are kept
+LEVELS = ((24, None), (12, None), (6, None), (3, None), (3, 1), (1, 1))  # samples per part, seeds
+
+
+class _NoTokens:
+    """Stands where Prompter wants a tokenizer: to parse replies, none is needed."""
+
+    chat_template = None
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {}
+
+
+def clip(value: Any) -> str:
+    text = str(value)
+    left = len(text) - TEXT
+    return text if left <= 0 else f"{text[:TEXT]} … [{left} more characters are not shown]"
+
+
+def spread(items: list[Any], n: int) -> list[Any]:
+    """n of the items, evenly from the first to the last."""
+    if len(items) <= n:
+        return items
+    return [items[round(i * (len(items) - 1) / max(n - 1, 1))] for i in range(n)]
+
+
+def candidates(prompt: str) -> list[str]:
+    """The numbered actions of a critic prompt, in the order shown; [] if it asks no question."""
+    found: list[str] = []
+    for line in prompt.split("\n"):
+        numbered = re.fullmatch(r"\s*(?:Action )?(\d+) ?: (.+)", line)
+        if numbered and int(numbered[1]) == len(found) + 1:
+            found.append(unescape(numbered[2].strip()))
+        elif line.strip().lower().startswith("which") and len(found) > 1:
+            return found
+        elif line.strip():
+            found = []
+    return []
+
+
+def group_item(row: dict[str, Any], stage: str, prompter: Prompter) -> dict[str, Any]:
+    """One rollout group. In a critic's group, `right` is the candidate that was rewarded."""
+    actions = candidates(row["prompt"]) if stage.endswith("act") else []
+    answers, right = [], None
+    for answer in row["answers"]:
+        item = {k: answer.get(k) for k in ("stop", "reward", "valid", "advantage", "logp")}
+        item["choice"] = prompter.parse_choice(answer["reply"], actions) if actions else None
+        if item["choice"] is not None and answer["reward"] > 0.5:
+            right = item["choice"]
+        elif item["choice"] is not None and len(actions) == 2 and right is None:
+            right = 1 - item["choice"]
+        answers.append({"reply": clip(answer["reply"]), **item})
+    return {
+        "step": int(row["step"]),
+        "prompt": clip(row["prompt"]),
+        "actions": [clip(action) for action in actions],
+        "right": right,
+        "answers": answers,
+    }
+
+
+def episode_item(row: dict[str, Any]) -> dict[str, Any]:
+    """One episode. A move: [observation, reply, action, applied, times running that it failed]."""
+    moves, failed, last = [], 0, None
+    for move in row["moves"]:
+        action = canonical(move["action"])
+        failed = 0 if move["applied"] else (failed + 1 if action == last else 1)
+        last = action
+        reply = "" if move["reply"].strip() == move["action"].strip() else clip(move["reply"])
+        seen, done = clip(move["observation"]), clip(move["action"])
+        moves.append([seen, reply, done, bool(move["applied"]), failed])
+    head = {k: row[k] for k in ("success", "score", "stop")}
+    return {
+        "id": str(row["task_id"]),
+        "task": clip(row["task"]),
+        **head,
+        "moves": moves,
+        "last": clip(row.get("last", "")),
+    }
+
+
+def pair_item(row: dict[str, Any]) -> dict[str, Any]:
+    state = row["state"]
+    return {
+        "id": str(state["id"]),
+        "task": clip(state["task"]),
+        "history": [[clip(seen), clip(done)] for seen, done in state["history"]],
+        "earlier": state.get("earlier", 0),
+        "observation": clip(state["observation"]),
+        "admissible": [clip(a) for a in state.get("admissible") or ()],
+        "expert": clip(row["expert"]),
+        "alternative": clip(row["alternative"]),
+        "split": str(row.get("split", "train")),
+        "from": clip((row.get("provenance") or {}).get("model", "")),
+    }
+
+
+class Samples:
+    """Groups, episodes and pairs of all runs, thinned until they fit the page."""
+
+    def __init__(self, runs: list[Run], notes: list[str]) -> None:
+        self.notes = notes
+        self.seeds = list(dict.fromkeys(run.seed for run in runs))
+        self.parts: list[tuple[str, int, list[dict[str, Any]], int]] = []  # kind, seed, items, of
+        for number, run in enumerate(runs):
+            prompter = Prompter(
+                _NoTokens(), PromptConfig(form=str((run.config.get("prompt") or {}).get("form")))
+            )
+            for file in sorted((run.path / "samples").glob("*.jsonl")):
+                make = functools.partial(group_item, stage=file.stem, prompter=prompter)
+                self._add("groups", run, file, {"run": number, "stage": file.stem}, make)
+            for file in sorted((run.path / "stages").glob("*/episodes.jsonl")):
+                about = {"run": number, "stage": file.parent.name}
+                self._add("episodes", run, file, about, episode_item)
+            if run.seed not in {r.seed for r in runs[:number]}:  # recipes share a seed's pairs
+                self._add("pairs", run, run.path / "pairs.jsonl", {"run": number}, pair_item)
+
+    def _add(self, kind: str, run: Run, file: Path, about: dict[str, Any], make: Any) -> None:
+        """Read a file, split by split: what is not of some split is one part."""
+        parts: dict[str, list[dict[str, Any]]] = {}
+        rows = read_lines(file, self.notes)
+        names = _splits_of_episodes(run, len(rows)) if kind == "episodes" else []
+        for number, row in enumerate(rows):
+            split = names[number] if names else str(row.get("split", ""))
+            parts.setdefault(split, []).append(row)
+        bad = 0
+        for split, chosen in parts.items():
+            items = []
+            for row in spread(chosen, LEVELS[0][0]):
+                try:
+                    items.append({**about, "split": split, **make(row)})
+                except (LookupError, TypeError, ValueError, AttributeError):
+                    bad += 1
+            self.parts.append((kind, run.seed, items, len(chosen)))
+        if bad:
+            self.notes.append(f"{file}: {bad} entries left out: fields missing or of other types")
+
+    def gather(self) -> dict[str, Any]:
+        """kind → its items, with how many of how many; the first level that is small enough."""
+        for most, seeds in LEVELS:
+            kept: dict[str, Any] = {
+                kind: {"items": [], "of": 0} for kind in ("pairs", "groups", "episodes")
+            }
+            for kind, seed, items, of in self.parts:
+                kept[kind]["of"] += of
+                if seed in self.seeds[:seeds]:
+                    kept[kind]["items"] += spread(items, most)
+            kept |= {"most": most, "seeds": self.seeds[:seeds]}
+            if len(json.dumps(kept)) <= SIZE:
+                break
+        return kept
+
+
+def _splits_of_episodes(run: Run, n: int) -> list[str]:
+    """The split of each of n episodes: they are in the order of the evaluation's splits."""
+    evaluated = next(iter(run.results.values())).get("splits", {})
+    names = [name for name, found in evaluated.items() for _ in range(found["success"]["n"])]
+    return names if len(names) == n else [""] * n
