@@ -51,52 +51,72 @@ def friendly(command: Callable) -> Callable:
 
 
 def find_config(name: str) -> Path:
-    """A path, or the name of a config that ships with miniact."""
-    if Path(name).is_file():
-        return Path(name)
-    for folder in (Path("tiny_configs"), Path(__file__).parents[2] / "tiny_configs"):
-        file = folder / f"{name}.yaml"
+    """A path, or the name of a config that ships with miniact (with or without its folder)."""
+    path = Path(name)
+    stem = path.name.removesuffix(".yaml")  # not Path.stem: names hold dots
+    files = [path]
+    if path.parent in (Path("."), Path("tiny_configs")):
+        package = Path(__file__).parents[1]
+        folders = (Path("."), package.parent, package)  # here, in a checkout, in a wheel
+        files += [folder / "tiny_configs" / f"{stem}.yaml" for folder in folders]
+    for file in files:
         if file.is_file():
             return file
-    stem = Path(name).name.removesuffix(".yaml")  # not Path.stem: names hold dots
-    shipped = Path(__file__).parents[1] / "tiny_configs" / f"{stem}.yaml"
-    if shipped.is_file():
-        return shipped
     raise UserError(
         f"{name}: no such config file; expected a YAML file or the name of a shipped one"
     )
 
 
-def config_options(command: Callable) -> Callable:
-    """CONFIG, key=value overrides and the shorthands that most commands share."""
-    options = [
-        click.argument("arguments", nargs=-1, metavar="[CONFIG] [KEY=VALUE]..."),
-        click.option("--seed", type=int, help="Shorthand for seed=…"),
-        click.option(
-            "--backend", type=click.Choice(["auto", "torch", "mlx"]), help="Who computes."
-        ),
-        click.option("--skip-bad-rows", is_flag=True, help="Count malformed rows and go on."),
-    ]
-    return functools.reduce(lambda f, option: option(f), reversed(options), command)
+SHORTHANDS = {  # option: the key that it writes, and what --help says of it
+    "--seed": ("seed", "Every random choice follows from it"),
+    "--backend": ("model.backend", "Who computes: auto, torch or mlx"),
+    "--skip-bad-rows": ("env.skip_bad_rows", "Count malformed rows and go on"),
+    "--recipe": ("recipe", "Stages in order, for example act,il,rl"),
+    "--adapter": ("model.start", "PEFT adapter folder to start from"),
+    "--trajectories": ("env.trajectories", "Expert trajectories: .jsonl, .parquet or a dataset"),
+    "--pairs": ("pairs.file", "An existing pairs.jsonl"),
+}
+COMMON = ("--seed", "--backend", "--skip-bad-rows")
 
 
-def read_config(
-    arguments: tuple[str, ...],
-    seed: int | None,
-    backend: str | None,
-    skip_bad_rows: bool,
-    *more: str,
-) -> Config:
+def takes_config(*shorthands: str) -> Callable[[Callable], Callable]:
+    """Hand a command one checked `config`: CONFIG, then KEY=VALUE, then options that write a key.
+
+    With --resume there is no config to read: the command gets None.
+    """
+    names = {flag: flag[2:].replace("-", "_") for flag in shorthands}
+
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def wrapped(arguments: tuple[str, ...], **options: Any) -> Any:
+            given = {SHORTHANDS[flag][0]: options.pop(name) for flag, name in names.items()}
+            settings = [
+                f"{key}={v}" for key, v in given.items() if v is not None and v is not False
+            ]
+            if options.get("resume"):
+                if arguments or settings or options["out"]:
+                    raise UserError("--resume takes its config from the folder; pass nothing else")
+                return command(config=None, **options)
+            return command(config=_read_config(arguments, settings), **options)
+
+        result = friendly(wrapped)
+        for flag in reversed(shorthands):
+            key, text = SHORTHANDS[flag]
+            is_flag = flag == "--skip-bad-rows"
+            result = click.option(flag, is_flag=is_flag, help=f"{text} ({key}).")(result)
+        return click.argument("arguments", nargs=-1, metavar="[CONFIG] [KEY=VALUE]...")(result)
+
+    return decorate
+
+
+def _read_config(arguments: tuple[str, ...], settings: list[str]) -> Config:
     from miniact.config.sections import load_config
 
     names = [a for a in arguments if "=" not in a]
     if len(names) > 1:
         raise UserError(f"{names[1]!r}: expected one CONFIG, then key=value overrides")
     overrides = [a for a in arguments if "=" in a]
-    overrides += [f"seed={seed}"] if seed is not None else []
-    overrides += [f"model.backend={backend}"] if backend else []
-    overrides += ["env.skip_bad_rows=true"] if skip_bad_rows else []
-    return load_config(find_config(names[0] if names else DEFAULT_CONFIG), [*overrides, *more])
+    return load_config(find_config(names[0] if names else DEFAULT_CONFIG), [*overrides, *settings])
 
 
 def fresh_folder(config: Config, name: str) -> Path:

@@ -6,20 +6,17 @@ from pathlib import Path
 
 import click
 
-from miniact import UserError
-from miniact.cli.common import config_options, friendly, read_config
+from miniact.cli.common import COMMON, friendly, takes_config
 
 
 @click.command()
-@config_options
-@friendly
-def plan(arguments, seed, backend, skip_bad_rows):  # type: ignore[no-untyped-def]
+@takes_config(*COMMON)
+def plan(config):  # type: ignore[no-untyped-def]
     """Estimate memory and time of a config before anything is loaded."""
     from rich.console import Console
 
     from miniact.tools.plan import make_plan, print_plan
 
-    config = read_config(arguments, seed, backend, skip_bad_rows)
     print_plan(config, make_plan(config), Console())
 
 
@@ -74,7 +71,7 @@ def alfworld_games(out, train, seen, unseen, seed):  # type: ignore[no-untyped-d
 
 
 @click.command()
-@config_options
+@takes_config("--backend", "--skip-bad-rows")
 @click.option(
     "--recipes",
     default="default",
@@ -90,10 +87,7 @@ def alfworld_games(out, train, seen, unseen, seed):  # type: ignore[no-untyped-d
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Comparison folder.")
 @click.option("--force", is_flag=True, help="Run even if the plan says that it cannot fit.")
-@friendly
-def compare(  # type: ignore[no-untyped-def]  # noqa: PLR0913
-    arguments, seed, backend, skip_bad_rows, recipes, seeds, baseline, budget, out, force
-):
+def compare(config, recipes, seeds, baseline, budget, out, force):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     """Compare recipes over seeds: common parts are run once, the same command goes on after a kill.
 
     Ends with one table: mean ± std over seeds, 95 % intervals, differences to the baseline.
@@ -101,18 +95,17 @@ def compare(  # type: ignore[no-untyped-def]  # noqa: PLR0913
     from rich.console import Console
 
     from miniact.experiments.budget import fit, parse_budget
-    from miniact.experiments.compare import Comparison, check_all_fit, choose_baseline
+    from miniact.experiments.compare import Comparison, choose_baseline
     from miniact.experiments.compare import compare as run_comparison
     from miniact.experiments.recipes import parse_recipes, parse_seeds
+    from miniact.tools.plan import check_fits
 
-    if seed is not None:
-        raise UserError("--seed: a comparison has several; use --seeds")
-    config = read_config(arguments, None, backend, skip_bad_rows)
     rows, numbers = parse_recipes(recipes, config), parse_seeds(seeds)
     asked = Comparison(out, config, tuple(rows), tuple(numbers), choose_baseline(baseline, rows))
     limit, console = parse_budget(budget) if budget else None, Console()
     (asked.check_rows if limit else asked.check)()
-    check_all_fit(asked, console, force)
+    console.print(asked.amount(), highlight=False, soft_wrap=True)
+    check_fits(asked.longest_run(), console, force)
     run_comparison(fit(asked, limit, console) if limit else asked, console)
 
 

@@ -36,7 +36,6 @@ from miniact.runs.folder import (
     write_json,
     write_text,
 )
-from miniact.tools.plan import check_fits
 
 DATA = ("seed", "model", "prompt", "env", "pairs")  # sections that trajectories and pairs depend on
 DATA_FILES = ("trajectories.jsonl", "pairs.jsonl", "pairs.counts.json")
@@ -204,6 +203,23 @@ class Comparison:
         """What all runs share, as a config file."""
         return to_dict(replace(self.config, seed=0, recipe=[]))
 
+    def longest_run(self) -> Config:
+        """One run that has every stage that occurs: what fits it fits all."""
+        return replace(self.config, recipe=self.stages)
+
+    def amount(self) -> str:
+        """How much there is to do, in words."""
+        before: list[Config] = []
+        stages = 0
+        for config in self.configs(self.seeds[0]).values():
+            stages += len(config.recipe) - max([0, *(common_stages(config, c) for c in before)])
+            before.append(config)
+        seeds = len(self.seeds)
+        return (
+            f"{seeds * len(before)} runs; {seeds * stages} stages to train, common ones once; the "
+            "plan of one run that has them all:"
+        )
+
     def path(self, name: str, seed: int) -> Path:
         return self.folder / "runs" / name / f"seed{seed}"
 
@@ -280,20 +296,3 @@ def compare(comparison: Comparison, console: Console) -> None:
             f"{sum(map(len, failed.values()))} runs failed, so their rows are missing; the first "
             f"is {name}, seed {seed}: {reason}"
         )
-
-
-def check_all_fit(comparison: Comparison, console: Console, force: bool) -> None:
-    """Say how much there is to do, and the plan of one run with every stage that occurs."""
-    before: list[Config] = []
-    stages = 0
-    for config in comparison.configs(comparison.seeds[0]).values():
-        stages += len(config.recipe) - max([0, *(common_stages(config, c) for c in before)])
-        before.append(config)
-    seeds = len(comparison.seeds)
-    console.print(
-        f"{seeds * len(before)} runs; {seeds * stages} stages to train, common ones once; the plan "
-        "of one run that has them all:",
-        highlight=False,
-        soft_wrap=True,
-    )
-    check_fits(replace(comparison.config, recipe=comparison.stages), console, force)

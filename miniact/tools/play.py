@@ -104,17 +104,15 @@ def _show_episode(name: str, row: dict[str, Any], console: Console) -> None:
     )
 
 
-def play_task(
-    config: Config, adapter: Path | None, watch: bool, split: str, number: int, console: Console
-) -> None:
-    """Play one task: by hand, or let a policy play it."""
+def play_task(config: Config, watch: bool, split: str, number: int, console: Console) -> None:
+    """Play one task: by hand, or let the config's policy play it."""
     env = make_env(config.env.name, **config.env.options)
     try:
         tasks = env.tasks(split, number + 1, config.seed)
         if number >= len(tasks):
             raise UserError(f"--task {number}: split {split} has {len(tasks)} tasks; count from 0")
         if watch:
-            _watch(config, adapter, env, tasks[number], console)
+            _watch(config, env, tasks[number], console)
         else:
             _play_by_hand(env, tasks[number], console)
     finally:
@@ -145,7 +143,7 @@ def _play_by_hand(env: Any, task_id: str, console: Console) -> None:
     console.print(f"{'Solved!' if turn.success else 'Not solved.'} Score {turn.score:.2f}")
 
 
-def _watch(config: Config, adapter: Path | None, env: Any, task_id: str, console: Console) -> None:
+def _watch(config: Config, env: Any, task_id: str, console: Console) -> None:
     from dataclasses import asdict
 
     from miniact.backends.protocol import load_policy
@@ -153,11 +151,11 @@ def _watch(config: Config, adapter: Path | None, env: Any, task_id: str, console
     from miniact.method.prompts import Prompter
 
     policy = load_policy(config.model, config.seed)
-    if adapter:
-        policy.load_adapter(adapter)
+    if config.model.start:
+        policy.load_adapter(Path(config.model.start))
     options = PlayOptions(
         config.eval.temperature, config.eval.max_tokens, config.eval.thinking, config.seed
     )
     prompter = Prompter(policy.tokenizer, config.prompt)
     (episode,) = play_episodes(policy, prompter, [env], [task_id], options)
-    _show_episode(str(adapter or config.model.path), asdict(episode), console)
+    _show_episode(config.model.start or config.model.path, asdict(episode), console)

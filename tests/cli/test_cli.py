@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from miniact.cli.main import main
+from miniact.cli.main import GONE, main
+from miniact.config.sections import STAGES
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "tiny_configs").glob("*.yaml"))
@@ -126,7 +128,7 @@ def test_each_stage_by_itself(run_folder, tmp_path):
     pairs = str(tmp_path / "p" / "pairs.jsonl")
     miniact("il", "household", *TINY, *given, "--pairs", pairs, "--out", str(tmp_path / "il"))
     adapter = str(tmp_path / "il" / "stages" / "1-il" / "adapter")
-    start = ["--start", adapter, "--pairs", pairs]
+    start = ["--adapter", adapter, "--pairs", pairs]
     miniact("act", "household", *TINY, *given, *start, "--out", str(tmp_path / "act"))
     miniact("rl", "household", *TINY, *given, *start, "--out", str(tmp_path / "rl"))
     evaluated = ["--adapter", adapter, "--pairs", pairs, "--out", str(tmp_path / "eval")]
@@ -187,6 +189,10 @@ def test_play_by_hand_and_watch(tmp_path):
         (["run", "household", "model.device=cuda:9"], "not usable here"),
         (["run", "household", "prompt.max_tokens=16"], "prompt.max_tokens 16"),
         (["run", "--resume", "nowhere"], "no config.yaml"),
+        (["run", "nowhere/household.yaml"], "no such config file"),
+        (["run", "--resume", "nowhere", "--seed", "1"], "pass nothing else"),
+        (["run", "household", "household"], "one CONFIG"),
+        (["run", "household", "--backend", "jax"], "model.backend"),
         (["show", "nowhere", "pair"], "nowhere"),
         (["play", "household", "--split", "mars"], "mars"),
     ],
@@ -224,7 +230,15 @@ def test_an_empty_file_and_a_missing_column(tmp_path, run_folder):
 
 def test_an_adapter_of_another_rank_is_refused(run_folder, tmp_path):
     adapter = run_folder / "stages" / "1-il" / "adapter"
-    arguments = ["il", "household", *TINY, "--start", str(adapter), "model.rank=4", "model.alpha=8"]
+    arguments = [
+        "il",
+        "household",
+        *TINY,
+        "--adapter",
+        str(adapter),
+        "model.rank=4",
+        "model.alpha=8",
+    ]
     assert "adapter of another model, or another model.rank" in refuses(
         *arguments, "--out", str(tmp_path / "x")
     )
@@ -236,6 +250,23 @@ def test_alternatives_that_are_all_filtered_out_stop_with_the_counts(run_folder,
         f"env.trajectories={run_folder / 'trajectories.jsonl'}",
     )
     assert "all alternatives were filtered out" in line and "unparseable" in line
+
+
+@pytest.mark.parametrize("old", GONE)
+def test_a_command_of_before_says_what_replaces_it(old):
+    assert refuses(old, "household", "--out", "x").endswith(GONE[old])
+    file = re.search(r"\S+\.(py|md)", GONE[old])
+    assert (ROOT / file[0]).is_file() if file else old in STAGES
+    assert old not in main.commands
+
+
+def test_a_shipped_config_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = {miniact("config", name) for name in ("own-logs", "tiny_configs/own-logs.yaml")}
+    assert len(shown) == 1
+    (tmp_path / "tiny_configs").mkdir()  # one's own comes first
+    (tmp_path / "tiny_configs" / "own-logs.yaml").write_text("seed: 77")
+    assert yaml.safe_load(miniact("config", "own-logs"))["seed"] == 77
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
