@@ -15,6 +15,7 @@ from hypothesis import settings
 # One thread per test process: pytest -n has a process per core, and threads that fight for cores
 # are ten times slower than one alone. Must be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the few tests that ask for two
 
 # No clock, no chance: on a busy machine a deadline fails for no reason, and CI must repeat.
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=100)

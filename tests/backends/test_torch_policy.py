@@ -75,6 +75,17 @@ def test_sharing_prompts_keeps_the_gradient(request, model, checkpointing, atten
     assert relative(shared, plain) < 1e-5
 
 
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_threads_that_race_do_not_change_a_gradient(wide, adapter):
+    groups = random_batch([5, 23], [[9] * 64, [4] * 64])  # 64 first tokens from one hidden state
+    policy, threads = load(wide, adapter=adapter), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert len({gradient(policy, groups).tobytes() for _ in range(8)}) == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_the_token_budget_changes_nothing_but_the_memory(wide):
     policy = load(wide)
     whole = gradient(policy)

@@ -170,7 +170,9 @@ class TorchPolicy:
                 use_cache=False,
                 shared=row,
             ).last_hidden_state
-            hidden_ND = hidden_1TD[0, row.index_N]
+            # Answers share their prompt's last token. What goes back to it is a sum: index_select's
+            # has an order, that of hidden[index] is a race between threads.
+            hidden_ND = hidden_1TD[0].index_select(0, row.index_N)
         else:  # a row is one prompt and one answer, right padded: causal is right as it is
             hidden_BLD = body(input_ids=tensor(layout.token_BL), use_cache=False).last_hidden_state
             hidden_ND = hidden_BLD[tensor(layout.row_N), tensor(layout.col_N)]
