@@ -23,8 +23,8 @@ from typing import Any
 
 import miniact
 from miniact.data.importing import import_log
-from miniact.data.trajectories import write_jsonl
 from miniact.envs.household import Household
+from miniact.runs.files import write_jsonl
 
 SEED = 2026
 EPISODES = {"chat": 88, "toolcalls": 22}

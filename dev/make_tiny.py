@@ -34,7 +34,7 @@ from miniact.envs import Env, make_env
 from miniact.method.grpo import weigh
 from miniact.method.losses import cross_entropy
 from miniact.method.prompts import Prompter
-from miniact.runs.folder import whole_folder
+from miniact.runs.files import whole_folder
 from miniact.runs.progress import Bar
 from miniact.types import Completion, Group, State
 

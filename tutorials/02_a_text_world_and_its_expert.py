@@ -29,11 +29,12 @@ import numpy as np
 from miniact import UserError
 from miniact.backends.torch.policy import TorchPolicy
 from miniact.config.sections import ModelConfig, PromptConfig
-from miniact.data.trajectories import TrajectoryFile, collect, to_row, write_jsonl
+from miniact.data.trajectories import TrajectoryFile, collect, to_row
 from miniact.envs import Turn, make_env
 from miniact.evaluation.episodes import Episode, Move, PlayOptions, play_episodes
 from miniact.evaluation.evaluate import evaluate_episodes, wilson
 from miniact.method.prompts import Prompter
+from miniact.runs.files import write_jsonl
 from miniact.types import State, Step, Trajectory
 
 SEED = 0

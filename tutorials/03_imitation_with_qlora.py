@@ -39,13 +39,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from miniact.backends.models import find_model
 from miniact.backends.torch.policy import TorchPolicy
 from miniact.config.sections import EvalConfig, ILConfig, ModelConfig, PromptConfig
-from miniact.data.trajectories import TrajectoryFile, collect, read_jsonl, to_row, write_jsonl
+from miniact.data.trajectories import TrajectoryFile, collect, to_row
 from miniact.envs import make_env
 from miniact.evaluation.evaluate import next_action_accuracy
 from miniact.method.losses import cross_entropy
 from miniact.method.prompts import Prompter
 from miniact.method.stage import Stage, il
-from miniact.runs.folder import RunFolder, StageLog
+from miniact.runs.files import read_jsonl, write_jsonl
+from miniact.runs.folder import RunFolder
+from miniact.runs.log import StageLog
 from miniact.runs.progress import Bar
 from miniact.tools.cost import known_shape
 from miniact.tools.plan import GB, NF4, Device, Work, memory, weight_bytes

@@ -31,7 +31,7 @@ import numpy as np
 from miniact.backends.torch.load import init_llama
 from miniact.backends.torch.policy import TorchPolicy
 from miniact.config.sections import EvalConfig, ModelConfig, PairsConfig, PromptConfig
-from miniact.data.trajectories import TrajectoryFile, collect, to_row, write_jsonl
+from miniact.data.trajectories import TrajectoryFile, collect, to_row
 from miniact.envs import make_env
 from miniact.evaluation.evaluate import implicit_judgements, judgement_accuracy, rate
 from miniact.method.pairs import (
@@ -46,6 +46,7 @@ from miniact.method.pairs import (
 from miniact.method.pairs import to_row as pair_row
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical, choice_reward
+from miniact.runs.files import write_jsonl
 from miniact.types import Completion, Group
 
 SEED = 0

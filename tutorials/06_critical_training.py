@@ -32,7 +32,7 @@ from miniact.cli.common import find_config
 from miniact.config.sections import load_config
 from miniact.evaluation.evaluate import judgement_accuracy, wilson
 from miniact.experiments.pipeline import start_run
-from miniact.experiments.results import read_metrics
+from miniact.experiments.reading import read_metrics
 from miniact.method.pairs import questions, read_pairs
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical

@@ -31,7 +31,7 @@ from rich.console import Console
 from miniact.backends.protocol import load_policy
 from miniact.cli.common import find_config
 from miniact.config.sections import load_config
-from miniact.data.trajectories import TrajectoryFile, collect, to_row, write_jsonl
+from miniact.data.trajectories import TrajectoryFile, collect, to_row
 from miniact.envs import make_env
 from miniact.evaluation.episodes import PlayOptions, play_episodes
 from miniact.evaluation.evaluate import next_action_accuracy, wilson
@@ -40,7 +40,9 @@ from miniact.method.losses import cross_entropy
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import action_reward, canonical
 from miniact.method.stage import Stage, learning_rate, rl
-from miniact.runs.folder import RunFolder, StageLog
+from miniact.runs.files import write_jsonl
+from miniact.runs.folder import RunFolder
+from miniact.runs.log import StageLog
 from miniact.runs.progress import Bar
 from miniact.tools.cost import forward_flops, known_shape, training_flops
 from miniact.types import Completion, Group, Scored

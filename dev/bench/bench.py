@@ -26,7 +26,7 @@ from worker import Work
 
 from miniact import UserError, __version__
 from miniact.cli.common import friendly
-from miniact.runs.folder import write_json
+from miniact.runs.files import write_json
 from miniact.tools.cost import Shape, forward_flops, shape_of_folder, training_flops
 
 GB = 1e9

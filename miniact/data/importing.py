@@ -22,7 +22,8 @@ from typing import BinaryIO
 from miniact import UserError
 from miniact.data.chat import from_chat, from_tool_calls
 from miniact.data.formats import BadRow, Row, from_turns
-from miniact.data.trajectories import from_row, hold_out, to_row, write_jsonl
+from miniact.data.trajectories import from_row, hold_out, to_row
+from miniact.runs.files import write_jsonl
 from miniact.types import Trajectory
 
 CHUNK = 1 << 20  # bytes read at once

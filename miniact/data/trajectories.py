@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 
 from miniact import UserError
 from miniact.envs import Env
+from miniact.runs.files import read_jsonl
 from miniact.types import State, Step, Trajectory
 
 FIELDS = ("id", "task", "observations", "actions", "admissible", "success", "split", "source")
@@ -93,50 +93,6 @@ def from_row(row: Any, where: str, default_id: str = "") -> Trajectory:
     )
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows to a file that appears only when it is complete. Returns the number of rows."""
-    part = path.with_name(path.name + ".part")
-    count = 0
-    try:
-        with part.open("w", encoding="utf-8") as out:
-            for row in rows:
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
-                count += 1
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return count
-
-
-def read_jsonl(path: Path, skip_bad_rows: bool = False) -> Iterator[tuple[int, int, dict]]:
-    """Stream (line number, byte offset, row). A damaged line stops, or is skipped and counted."""
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); expected a .jsonl file"
-        ) from None
-    offset = skipped = 0
-    with file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    yield number, offset, json.loads(line)
-                except (ValueError, RecursionError):
-                    if not skip_bad_rows:
-                        raise UserError(
-                            f"{path}:{number}: not a complete JSON object: {line[:40]!r}…; mend "
-                            "it or pass --skip-bad-rows"
-                        ) from None
-                    skipped += 1
-            offset += len(line)
-    if skipped:
-        print(f"note: {path}: {skipped} damaged rows skipped")
-
-
 class TrajectoryFile:
     """A trajectories.jsonl, indexed: random access to trajectories and to single expert states.
 
@@ -146,14 +102,14 @@ class TrajectoryFile:
 
     def __init__(self, path: Path, skip_bad_rows: bool = False) -> None:
         self.path, self.failed = path, 0
-        offsets, lengths, splits, bad = [], [], [], 0
-        for number, offset, row in read_jsonl(path, skip_bad_rows):
+        offsets, lengths, splits, bad = [], [], [], list[int]()
+        for number, offset, row in read_jsonl(path, bad if skip_bad_rows else None):
             try:
                 trajectory = from_row(row, f"{path}:{number}", default_id=f"line-{number}")
             except UserError:
                 if not skip_bad_rows:
                     raise
-                bad += 1
+                bad.append(number)
                 continue
             if trajectory.success is False:
                 self.failed += 1
@@ -162,7 +118,7 @@ class TrajectoryFile:
             lengths.append(len(trajectory.steps))
             splits.append(trajectory.split)
         if bad:
-            print(f"note: {path}: {bad} rows skipped as malformed")
+            print(f"note: {path}: {len(bad)} rows skipped as malformed")
         if not offsets:
             raise UserError(
                 f"{path}: no usable trajectory; expected JSON lines with successful ones"
@@ -245,29 +201,31 @@ def import_rows(source: str, columns: dict[str, str], skip_bad_rows: bool) -> It
     if kind == "builtin":
         source = str(Path(__file__).parent / "samples" / name)
     path = Path(source)
+    bad: list[int] = []
     rows: Iterable[tuple[str, Any]]
     if path.suffix == ".jsonl":
-        rows = ((f"{path}:{n}", row) for n, _, row in read_jsonl(path, skip_bad_rows))
+        lines = read_jsonl(path, bad if skip_bad_rows else None)
+        rows = ((f"{path}:{n}", row) for n, _, row in lines)
     else:
         rows = ((f"{source} row {n}", row) for n, row in enumerate(_dataset(source), start=1))
-    bad = total = 0
-    for where, row in rows:
-        total += 1
+    good = 0
+    for number, (where, row) in enumerate(rows, start=1):
         try:
             if isinstance(row, dict) and columns:
                 missing = [theirs for theirs in columns.values() if theirs not in row]
                 if missing:
                     raise UserError(f"{where}: no column {missing[0]!r}; has {', '.join(row)}")
                 row = {**row, **{ours: row[theirs] for ours, theirs in columns.items()}}
-            yield from_row(row, where, default_id=f"row-{total}")
+            yield from_row(row, where, default_id=f"row-{number}")
+            good += 1
         except UserError:
             if not skip_bad_rows:
                 raise
-            bad += 1
-    if total == bad:
+            bad.append(number)
+    if not good:
         raise UserError(f"{source}: no usable row; expected one trajectory per row")
     if bad:
-        print(f"note: {source}: {bad} of {total} rows skipped as malformed")
+        print(f"note: {source}: {len(bad)} of {good + len(bad)} rows skipped as malformed")
 
 
 def _dataset(source: str) -> Iterable[dict]:

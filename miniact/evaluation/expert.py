@@ -12,7 +12,7 @@ from miniact import UserError
 from miniact.config.sections import Config
 from miniact.envs import Env, make_env
 from miniact.evaluation.evaluate import rate
-from miniact.runs.folder import write_json
+from miniact.runs.files import write_json
 from miniact.runs.progress import Bar
 
 

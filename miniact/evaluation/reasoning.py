@@ -32,7 +32,8 @@ from typing import Any
 from miniact import UserError
 from miniact.backends.protocol import load_policy
 from miniact.config.sections import ModelConfig
-from miniact.runs.folder import versions, write_json
+from miniact.runs.files import write_json
+from miniact.runs.folder import versions
 
 SUITES = {"math500": "minerva_math500", "gpqa_diamond": "gpqa_diamond_cot_zeroshot"}
 PACKAGES = ("lm_eval", "torch", "transformers", "peft", "datasets", "math_verify", "miniact")

@@ -26,8 +26,8 @@ from miniact import UserError
 from miniact.config.sections import Config, differing, load_config, to_dict, with_overrides
 from miniact.experiments.compare import Comparison, begin, common_stages, siblings
 from miniact.experiments.pipeline import run_recipe
-from miniact.experiments.results import read_metrics
-from miniact.runs.folder import read_json, write_json
+from miniact.experiments.reading import read_metrics
+from miniact.runs.files import read_json, write_json
 
 PROBE_STEPS = 5  # of each stage; the first, which warms up, is not counted
 MARGIN = 1.2  # trained policies play longer episodes than the base, other work slows a machine

@@ -27,15 +27,8 @@ from miniact.config.sections import Config, differing, load_config, to_dict, wit
 from miniact.experiments.pipeline import environment, run_recipe, write_config
 from miniact.experiments.recipes import Recipe
 from miniact.experiments.table import build, print_comparison, write_comparison
-from miniact.runs.folder import (
-    drop_lines,
-    explain_full_disk,
-    locked,
-    read_json,
-    whole_folder,
-    write_json,
-    write_text,
-)
+from miniact.runs.files import keep_rows, read_json, whole_folder, write_json, write_text
+from miniact.runs.folder import explain_full_disk, locked
 
 DATA = ("seed", "model", "prompt", "env", "pairs")  # sections that trajectories and pairs depend on
 DATA_FILES = ("trajectories.jsonl", "pairs.jsonl", "pairs.counts.json")
@@ -123,7 +116,7 @@ def _share_stages(config: Config, source: Path, n: int, target: Path) -> None:
             )
     if (source / "metrics.jsonl").is_file():
         shutil.copy2(source / "metrics.jsonl", target / "metrics.jsonl")
-        drop_lines(target / "metrics.jsonl", lambda row: row["stage"] in keys)
+        keep_rows(target / "metrics.jsonl", lambda row: row["stage"] in keys)
     seconds: dict[str, float] = {}
     for file in (source / "shared.json", source / "results.json"):
         if file.is_file():

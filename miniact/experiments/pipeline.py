@@ -29,14 +29,7 @@ from rich.console import Console
 from miniact import UserError
 from miniact.backends.protocol import Policy, load_policy, resolve_backend
 from miniact.config.sections import Config, differing, load_config, to_dict
-from miniact.data.trajectories import (
-    TrajectoryFile,
-    collect,
-    hold_out,
-    import_rows,
-    to_row,
-    write_jsonl,
-)
+from miniact.data.trajectories import TrajectoryFile, collect, hold_out, import_rows, to_row
 from miniact.envs import Env, make_env
 from miniact.envs.workers import WorkerEnv
 from miniact.evaluation.episodes import Episode, Tally
@@ -48,15 +41,9 @@ from miniact.method.pairs import Question, make_pairs, questions, read_pairs
 from miniact.method.pairs import to_row as pair_row
 from miniact.method.prompts import Prompter
 from miniact.method.stage import Stage
-from miniact.runs.folder import (
-    RunFolder,
-    StageLog,
-    explain_full_disk,
-    read_json,
-    versions,
-    write_json,
-    write_text,
-)
+from miniact.runs.files import read_json, write_json, write_jsonl, write_text
+from miniact.runs.folder import RunFolder, explain_full_disk, versions
+from miniact.runs.log import StageLog
 from miniact.runs.progress import Bar
 from miniact.types import ActionPair, Reflection, State, Trajectory
 

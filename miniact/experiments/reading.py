@@ -12,8 +12,7 @@ from typing import Any
 import yaml
 
 from miniact import UserError
-from miniact.experiments.results import rows as rate_paths
-from miniact.runs.folder import parse, read_json
+from miniact.runs.files import read_json, read_jsonl
 
 
 @dataclass(frozen=True)
@@ -32,31 +31,74 @@ class Run:
     metrics: dict[str, list[dict[str, Any]]]
 
 
-def read_lines(file: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; [] if there is none. Damaged lines are named in `notes`."""
+def read_rows(file: Path, notes: list[str] | None) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; [] if there is none.
+
+    Damaged lines are left out and named in `notes`; if that is None, the first is a UserError.
+    """
     if not file.is_file():
         return []
-    found, bad = [], []
-    text = file.read_text(encoding="utf-8", errors="replace")
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            found.append(row)
-        else:
-            bad.append(str(number))
-    if bad:
+    bad: list[int] = []
+    lines = read_jsonl(file, None if notes is None else bad, "mend it, or run this run again")
+    rows = [row for _, _, row in lines]
+    if notes is not None and bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        notes.append(f"{file}: damaged and left out: line {', '.join(bad[:5])}{more}")
+        first = ", ".join(map(str, bad[:5]))
+        notes.append(f"{file}: damaged and left out: line {first}{more}")
+    return rows
+
+
+def read_metrics(folder: Path, notes: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
+    """metrics.jsonl by stage, in order. Damaged lines as in `read_rows`."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for row in read_rows(folder / "metrics.jsonl", notes):
+        if isinstance(row.get("step"), int):
+            stages.setdefault(str(row.get("stage")), []).append(row)
+    return stages
+
+
+def training_cost(metrics: dict[str, list[dict[str, Any]]], stages: Any) -> tuple[int, int]:
+    """(optimizer steps, tokens that passed the model) of all training steps in metrics.jsonl.
+
+    stages: the config's section `stage`. A GRPO step without a live group updates nothing.
+    """
+    steps = tokens = 0
+    for stage, logged in metrics.items():
+        updates = (stages.get(stage.partition("-")[2]) or {}).get("updates", 1)
+        steps += updates * sum("grad_norm" in row for row in logged)
+        counted = (row.get("tokens") for row in logged)
+        tokens += sum(int(n) for n in counted if isinstance(n, (int, float)))
+    return steps, tokens
+
+
+JUDGEMENT = {  # label → key of judgement_accuracy
+    "judgement": "accuracy",
+    "  valid answers": "valid",
+    "  right, given valid": "given_valid",
+    "  expert first": "expert_first",
+    "  expert second": "expert_second",
+    "  implicit": "implicit",
+    "  wrong rationale followed": "followed",  # only where one was put in
+}
+
+
+def rate_paths(results: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Label of a table row → path to its rate in one evaluation, for whatever was measured."""
+    first = next(iter(results.values()))
+    found: dict[str, tuple[str, ...]] = {}
+    for split in first.get("splits", {}):
+        found[f"success, {split}"] = ("splits", split, "success")
+        found[f"  stuck, {split}"] = ("splits", split, "repeats_failure")
+    if "next_action" in first:
+        found["next action"] = ("next_action", "accuracy")
+    if "judgement" in first:
+        measured = first["judgement"]
+        found |= {t: ("judgement", name) for t, name in JUDGEMENT.items() if name in measured}
     return found
 
 
-def read_run(path: Path, notes: list[str], name: str = "", seed: int | None = None) -> Run:
-    """Read a run folder; `name` and `seed` as a comparison calls it.
+def read_run(path: Path, notes: list[str] | None, name: str = "", seed: int | None = None) -> Run:
+    """Read a run folder; `name` and `seed` as a comparison calls it, `notes` as in `read_rows`.
 
     Raises UserError where there are no results yet, or where they cannot be understood.
     """
@@ -80,10 +122,6 @@ def read_run(path: Path, notes: list[str], name: str = "", seed: int | None = No
         raise UserError(
             f"{path}: config.yaml or results.json is not as expected ({reason})"
         ) from None
-    metrics: dict[str, list[dict[str, Any]]] = {}
-    for row in read_lines(path / "metrics.jsonl", notes):
-        if isinstance(row.get("step"), int):
-            metrics.setdefault(str(row.get("stage")), []).append(row)
     there = (path / "environment.json").is_file()
     taken = path / "shared.json"
     seconds = outcome.get("seconds") or {}
@@ -97,7 +135,7 @@ def read_run(path: Path, notes: list[str], name: str = "", seed: int | None = No
         frozenset(read_json(taken).get("seconds") or ()) if taken.is_file() else frozenset(),
         config,
         read_json(path / "environment.json") if there else {},
-        metrics,
+        read_metrics(path, notes),
     )
 
 

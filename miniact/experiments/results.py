@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from miniact import UserError
-from miniact.runs.folder import read_json, write_json, write_text
+from miniact.experiments.reading import rate_paths, read_metrics
+from miniact.runs.files import read_json, write_json, write_text
 
 
 def _percent(rate: dict[str, Any] | None) -> str:
@@ -19,32 +18,6 @@ def _percent(rate: dict[str, Any] | None) -> str:
         return "–"
     low, high = 100 * rate["low"], 100 * rate["high"]
     return f"{100 * rate['value']:.1f} [{low:.0f}–{high:.0f}]"
-
-
-JUDGEMENT = {  # label → key of judgement_accuracy
-    "judgement": "accuracy",
-    "  valid answers": "valid",
-    "  right, given valid": "given_valid",
-    "  expert first": "expert_first",
-    "  expert second": "expert_second",
-    "  implicit": "implicit",
-    "  wrong rationale followed": "followed",  # only where one was put in
-}
-
-
-def rows(results: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Label of a table row → path to its rate in one evaluation, for whatever was measured."""
-    first = next(iter(results.values()))
-    found: dict[str, tuple[str, ...]] = {}
-    for split in first.get("splits", {}):
-        found[f"success, {split}"] = ("splits", split, "success")
-        found[f"  stuck, {split}"] = ("splits", split, "repeats_failure")
-    if "next_action" in first:
-        found["next action"] = ("next_action", "accuracy")
-    if "judgement" in first:
-        measured = first["judgement"]
-        found |= {t: ("judgement", name) for t, name in JUDGEMENT.items() if name in measured}
-    return found
 
 
 def _at(result: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
@@ -59,7 +32,7 @@ def results_table(results: dict[str, Any]) -> Table:
     table.add_column("%, held out", no_wrap=True)
     for name in results:
         table.add_column(name, justify="right", no_wrap=True)
-    for label, path in rows(results).items():
+    for label, path in rate_paths(results).items():
         table.add_row(label, *(_percent(_at(result, path)) for result in results.values()))
     for split in next(iter(results.values())).get("splits", {}):
         scores = [result["splits"][split]["score"] for result in results.values()]
@@ -89,36 +62,6 @@ def print_report(folder: Path, console: Console) -> None:
     spent = ", ".join(f"{k} {v:.0f} s" for k, v in outcome["seconds"].items())
     console.print(f"\ntime: {spent}", highlight=False, soft_wrap=True)
     console.print(f"run folder: {folder}  (results.json, curves.png, metrics.jsonl, samples/)")
-
-
-def read_metrics(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """metrics.jsonl by stage, in order. UserError at a damaged line."""
-    stages: dict[str, list[dict[str, Any]]] = {}
-    file = folder / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            stages.setdefault(row["stage"], []).append(row)
-        except (ValueError, TypeError, KeyError):
-            raise UserError(
-                f"{file}: line {number} is damaged; mend it, or run this run again"
-            ) from None
-    return stages
-
-
-def training_cost(metrics: dict[str, list[dict[str, Any]]], stages: Any) -> tuple[int, int]:
-    """(optimizer steps, tokens that passed the model) of all training steps in metrics.jsonl.
-
-    stages: the config's section `stage`. A GRPO step without a live group updates nothing.
-    """
-    steps = tokens = 0
-    for stage, logged in metrics.items():
-        updates = (stages.get(stage.partition("-")[2]) or {}).get("updates", 1)
-        steps += updates * sum("grad_norm" in row for row in logged)
-        counted = (row.get("tokens") for row in logged)
-        tokens += sum(int(n) for n in counted if isinstance(n, (int, float)))
-    return steps, tokens
 
 
 def draw_curves(folder: Path, results: dict[str, Any]) -> None:
@@ -167,8 +110,8 @@ def _draw_stage(axis: Any, name: str, rows: list[dict[str, Any]]) -> None:
 def _draw_results(axis: Any, results: dict[str, Any]) -> None:
     """Rates after each stage, with their 95 % intervals."""
     names = list(results)
-    shown = {k: v for k, v in rows(results).items() if not k.startswith("  ")}
-    shown |= {k.strip(): v for k, v in rows(results).items() if "given valid" in k}
+    shown = {k: v for k, v in rate_paths(results).items() if not k.startswith("  ")}
+    shown |= {k.strip(): v for k, v in rate_paths(results).items() if "given valid" in k}
     shown.pop("judgement", None)  # "right, given valid" tells judging and format apart
     for offset, (label, path) in enumerate(shown.items()):
         found = [_at(results[name], path) for name in names]

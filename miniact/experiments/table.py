@@ -20,10 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from miniact.experiments.reading import Run, read_run
-from miniact.experiments.results import read_metrics, training_cost
-from miniact.experiments.results import rows as rate_paths
-from miniact.runs.folder import write_json, write_text
+from miniact.experiments.reading import Run, rate_paths, read_run, training_cost
+from miniact.runs.files import write_json, write_text
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -74,14 +72,14 @@ def build(
     If the baseline itself is not among them, there are no differences.
     """
     runs = {
-        name: [read_run(folder / "runs" / name / f"seed{s}", [], name, s) for s in seeds]
+        name: [read_run(folder / "runs" / name / f"seed{s}", None, name, s) for s in seeds]
         for name in labels
     }
     values = {name: [measured(run) for run in group] for name, group in runs.items()}
     drop_plain_scores(values)
     rows = []
     for name, group in runs.items():
-        costs = [training_cost(read_metrics(r.path), r.config.get("stage") or {}) for r in group]
+        costs = [training_cost(r.metrics, r.config.get("stage") or {}) for r in group]
         known = [label for label in values[name][0] if all(label in v for v in values[name])]
         metrics = {}
         for label in known:

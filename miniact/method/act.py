@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from miniact.data.trajectories import shuffled, write_jsonl
+from miniact.data.trajectories import shuffled
 from miniact.method.grpo import grpo_step
 from miniact.method.pairs import (
     Question,
@@ -26,7 +26,7 @@ from miniact.method.pairs import (
 )
 from miniact.method.rewards import choice_reward
 from miniact.method.stage import Stage, learning_rate
-from miniact.runs.folder import write_json
+from miniact.runs.files import write_json, write_jsonl
 from miniact.types import Sample, Scored
 
 

@@ -24,9 +24,10 @@ import numpy as np
 from miniact import UserError
 from miniact.backends.protocol import Policy
 from miniact.config.sections import PairsConfig
-from miniact.data.trajectories import ExpertStates, read_jsonl
+from miniact.data.trajectories import ExpertStates
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical
+from miniact.runs.files import read_jsonl
 from miniact.types import ActionPair, State
 
 SAMPLED_AT_ONCE = 256  # states per call of the sampler
@@ -238,7 +239,8 @@ def state_from(row: dict[str, Any]) -> State:
 def read_pairs(path: Path, skip_bad_rows: bool = False) -> list[ActionPair]:
     """Read pairs.jsonl. Raises UserError naming the line and field of a damaged row."""
     pairs = []
-    for number, _, row in read_jsonl(path, skip_bad_rows):
+    bad: list[int] = []
+    for number, _, row in read_jsonl(path, bad if skip_bad_rows else None):
         try:
             pair = ActionPair(
                 state_from(row["state"]),
@@ -252,11 +254,14 @@ def read_pairs(path: Path, skip_bad_rows: bool = False) -> list[ActionPair]:
             pairs.append(pair)
         except (KeyError, TypeError, ValueError) as error:
             if skip_bad_rows:
+                bad.append(number)
                 continue
             reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(
                 f"{path}:{number}: {reason}; expected state, expert, alternative"
             ) from None
+    if bad:
+        print(f"note: {path}: {len(bad)} rows skipped as malformed")
     if not pairs:
         raise UserError(f"{path}: no pairs; see the counts of the filters, or raise pairs.k")
     return pairs

@@ -22,7 +22,7 @@ from miniact.method.grpo import weigh
 from miniact.method.losses import cross_entropy
 from miniact.method.pairs import Question, questions
 from miniact.method.prompts import Prompt, Prompter
-from miniact.runs.folder import StageLog
+from miniact.runs.log import StageLog
 from miniact.types import ActionPair, Completion, Group, Reflection
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from miniact import UserError
 from miniact.backends.common import model_folder, read_adapter_config, weight_file
 from miniact.backends.models import rope_at_top
-from miniact.runs.folder import whole_folder
+from miniact.runs.files import whole_folder
 
 FORMATS = ("mlx", "merged")
 ALONGSIDE = ("*.json", "*.jinja", "*.txt", "tokenizer.model")  # what a model folder holds besides

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,17 @@ from miniact import UserError
 from miniact.config.sections import Config
 from miniact.envs import make_env
 from miniact.method.pairs import read_pairs
+from miniact.runs.files import read_jsonl
 
 
 def _row(file: Path, number: int, hint: str) -> dict[str, Any]:
     """Line `number` of a JSONL file."""
     if not file.is_file():
         raise UserError(f"{file}: not there; {hint}")
-    with file.open(encoding="utf-8") as lines:
-        line = next(islice(lines, number, None), None)
-    if line is None:
+    _, _, row = next(islice(read_jsonl(file), number, None), (0, 0, None))
+    if row is None:
         raise UserError(f"{file}: has no entry {number}; count from 0")
-    return json.loads(line)
+    return row
 
 
 def _stage_of(folder: Path, stage: str | None, needs: str) -> str:

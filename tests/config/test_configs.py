@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from miniact.cli.main import main
 from miniact.config.sections import load_config
-from miniact.data.trajectories import write_jsonl
 from miniact.method.pairs import to_row
+from miniact.runs.files import write_jsonl
 from miniact.types import ActionPair, State
 
 CONFIGS = sorted((Path(__file__).parents[2] / "tiny_configs").glob("*.yaml"))

@@ -20,8 +20,7 @@ from miniact.cli.common import find_config
 from miniact.config.sections import STAGES, Config, load_config, to_dict
 from miniact.experiments.metrics import EVALUATION, TRAINING
 from miniact.experiments.pipeline import run_recipe
-from miniact.experiments.results import rows as table_rows
-from miniact.experiments.results import training_cost
+from miniact.experiments.reading import rate_paths, training_cost
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference.md"
@@ -113,7 +112,7 @@ def is_rate(result: dict, path: str) -> bool:
 
 def test_every_label_of_the_results_table_finds_its_figure(run):
     results = json.loads((run / "results.json").read_text())["results"]
-    for label, path in table_rows(results).items():
+    for label, path in rate_paths(results).items():
         name = re.sub(r", (id|ood)$", "", label.strip())
         (entry,) = [m for m in EVALUATION if fits(m.name, ".".join(path))]
         assert entry.label and fits(entry.label, name)

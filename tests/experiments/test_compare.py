@@ -34,8 +34,8 @@ from miniact.experiments.compare import (
     done_stages,
 )
 from miniact.experiments.pipeline import start_run
+from miniact.experiments.reading import training_cost
 from miniact.experiments.recipes import default_recipes, parse_recipe, parse_recipes, parse_seeds
-from miniact.experiments.results import training_cost
 from miniact.experiments.table import (
     build,
     cell,
@@ -515,7 +515,7 @@ def test_damaged_files_are_named_in_one_line(finished, tmp_path):
     ours = tmp_path / "cmp" / "runs" / "il-rl" / "seed1"
     with (ours / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "2-rl", "st')
-    with pytest.raises(UserError, match=r"metrics.jsonl: line 7 is damaged"):
+    with pytest.raises(UserError, match=r"metrics.jsonl:7: expected a JSON object"):
         run(plan(tmp_path / "cmp", RECIPES, "0-1"))
     (ours / "results.json").unlink()
     (ours / "stages" / "0-base" / "eval.json").unlink()  # a link: the others keep theirs

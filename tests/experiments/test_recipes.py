@@ -22,7 +22,8 @@ from miniact.config.sections import STAGES, load_config
 from miniact.experiments.pipeline import Pipeline, resume_run, start_run
 from miniact.method.controls.reflections import read_reflections
 from miniact.method.pairs import read_pairs
-from miniact.runs.folder import RunFolder, StageLog
+from miniact.runs.folder import RunFolder
+from miniact.runs.log import StageLog
 
 ROWS = {  # row of the paper's tables → what to set
     "prompt without CoT": ["recipe=[]", "eval.thinking=false"],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from miniact import UserError
 from miniact.config.sections import PairsConfig, PromptConfig
-from miniact.data.trajectories import TrajectoryFile, write_jsonl
+from miniact.data.trajectories import TrajectoryFile
 from miniact.data.trajectories import to_row as trajectory_row
 from miniact.method.pairs import (
     choose_states,
@@ -26,6 +26,7 @@ from miniact.method.pairs import (
 )
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical, choice_reward
+from miniact.runs.files import write_jsonl
 from miniact.types import ActionPair, State, Step, Trajectory
 
 actions = st.sampled_from(

@@ -11,7 +11,7 @@ from fakes import Corridor, FakePolicy
 
 from miniact import UserError
 from miniact.config.sections import PromptConfig, ReflectConfig, load_config
-from miniact.data.trajectories import TrajectoryFile, collect, write_jsonl
+from miniact.data.trajectories import TrajectoryFile, collect
 from miniact.data.trajectories import to_row as trajectory_row
 from miniact.envs import Turn, make_env
 from miniact.method.controls.reflections import (
@@ -25,6 +25,7 @@ from miniact.method.controls.reflections import (
     to_row,
 )
 from miniact.method.prompts import Prompter
+from miniact.runs.files import write_jsonl
 from miniact.types import ActionPair, Reflection, Sample, State
 
 

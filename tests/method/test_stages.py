@@ -11,11 +11,13 @@ from fakes import FakePolicy
 from rich.console import Console
 
 from miniact.config.sections import ACTConfig, GRPOConfig, ILConfig, PromptConfig
-from miniact.data.trajectories import TrajectoryFile, to_row, write_jsonl
+from miniact.data.trajectories import TrajectoryFile, to_row
 from miniact.method import act, il, rl
 from miniact.method.prompts import Prompter
 from miniact.method.stage import Stage, learning_rate
-from miniact.runs.folder import RunFolder, StageLog
+from miniact.runs.files import write_jsonl
+from miniact.runs.folder import RunFolder
+from miniact.runs.log import StageLog
 from miniact.runs.progress import Bar
 from miniact.types import ActionPair, State, Step, Trajectory
 

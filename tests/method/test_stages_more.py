@@ -24,7 +24,7 @@ from miniact.config.sections import (
     PromptConfig,
     ReflectConfig,
 )
-from miniact.data.trajectories import TrajectoryFile, to_row, write_jsonl
+from miniact.data.trajectories import TrajectoryFile, to_row
 from miniact.evaluation.evaluate import judgement_accuracy
 from miniact.method import act
 from miniact.method.controls import choice_sft, dpo, reflect
@@ -40,7 +40,9 @@ from miniact.method.pairs import (
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical
 from miniact.method.stage import Stage
-from miniact.runs.folder import RunFolder, StageLog
+from miniact.runs.files import write_jsonl
+from miniact.runs.folder import RunFolder
+from miniact.runs.log import StageLog
 from miniact.runs.progress import Bar
 from miniact.types import ActionPair, Reflection, State, Step, Trajectory
 

@@ -14,7 +14,9 @@ from rich.console import Console
 
 from miniact import Interrupted, UserError
 from miniact.config.sections import ILConfig
-from miniact.runs.folder import RunFolder, StageLog, explain_full_disk, whole_folder, write_text
+from miniact.runs.files import whole_folder, write_text
+from miniact.runs.folder import RunFolder, explain_full_disk
+from miniact.runs.log import StageLog
 from miniact.runs.progress import Bar
 
 

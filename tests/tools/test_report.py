@@ -25,14 +25,15 @@ from rich.console import Console
 
 from miniact import UserError
 from miniact.config.sections import Config, GRPOConfig, ILConfig, PromptConfig, to_dict
-from miniact.data.trajectories import write_jsonl
 from miniact.evaluation.episodes import Episode, Move
 from miniact.evaluation.evaluate import evaluate_episodes, rate
 from miniact.method.grpo import advantages
 from miniact.method.pairs import present
 from miniact.method.pairs import to_row as pair_row
 from miniact.method.prompts import Prompter
-from miniact.runs.folder import RunFolder, StageLog, write_json, write_text
+from miniact.runs.files import write_json, write_jsonl, write_text
+from miniact.runs.folder import RunFolder
+from miniact.runs.log import StageLog
 from miniact.runs.progress import Bar
 from miniact.tools.report import page as report_html
 from miniact.tools.report import samples as report_samples

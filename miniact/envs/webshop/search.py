@@ -20,7 +20,7 @@ import numpy as np
 
 from miniact import UserError
 from miniact.backends.models import cache_root
-from miniact.runs.folder import whole_folder, write_text
+from miniact.runs.files import whole_folder, write_text
 
 HITS = 50  # results of a search, at most
 LONGEST = 1024  # words of a query that count, as in Lucene

@@ -29,11 +29,12 @@ from typing import Any
 from miniact import UserError
 from miniact.backends.protocol import Policy
 from miniact.config.sections import ReflectConfig
-from miniact.data.trajectories import TrajectoryFile, read_jsonl
+from miniact.data.trajectories import TrajectoryFile
 from miniact.envs import Env
 from miniact.method.pairs import SAMPLED_AT_ONCE, by_state, state_from, state_row
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical, same_action
+from miniact.runs.files import read_jsonl
 from miniact.types import ActionPair, Reflection, Sample, State, Trajectory
 
 OUTCOME_CHARACTERS = 600  # of an outcome, at most: some worlds answer with pages

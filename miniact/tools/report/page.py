@@ -22,10 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from miniact.experiments.reading import Run, read_folder
-from miniact.experiments.results import rows as rate_paths
-from miniact.experiments.results import training_cost
-from miniact.runs.folder import write_asked
+from miniact.experiments.reading import Run, rate_paths, read_folder, training_cost
+from miniact.runs.files import write_asked
 from miniact.tools.report.samples import Samples
 
 POINTS = 60  # a curve has at most so many points; each is the mean over the steps between two

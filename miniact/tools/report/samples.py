@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from miniact.config.sections import PromptConfig
-from miniact.experiments.reading import Run, read_lines
+from miniact.experiments.reading import Run, read_rows
 from miniact.method.prompts import Prompter, unescape
 from miniact.method.rewards import canonical
 
@@ -134,7 +134,7 @@ class Samples:
     def _add(self, kind: str, run: Run, file: Path, about: dict[str, Any], make: Any) -> None:
         """Read a file, split by split: what is not of some split is one part."""
         parts: dict[str, list[dict[str, Any]]] = {}
-        rows = read_lines(file, self.notes)
+        rows = read_rows(file, self.notes)
         names = _splits_of_episodes(run, len(rows)) if kind == "episodes" else []
         for number, row in enumerate(rows):
             split = names[number] if names else str(row.get("split", ""))

@@ -1,0 +1,148 @@
+"""Files that appear whole or not at all, and JSON lines, the one format of everything long."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from miniact import UserError
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """Yield a file to fill; a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to fill; it takes its name only when complete and on the disk."""
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                with file.open("r+b") as handle:  # Windows syncs only what may be written
+                    os.fsync(handle.fileno())
+        shutil.rmtree(path, ignore_errors=True)
+        part.rename(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    with whole_file(path) as file:
+        file.write(text)
+
+
+def write_asked(out: Path, text: str) -> None:
+    """Write a file to where the user asked for it; UserError where that cannot be."""
+    try:
+        write_text(out, text)
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _number(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None  # a browser's JSON knows no NaN
+
+
+def _parse(text: str | bytes) -> Any:
+    return json.loads(text, parse_float=_number, parse_constant=lambda name: None)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = _parse(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: damaged ({error}); expected JSON as miniact writes it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: expected an object, got {str(value)[:60]}")
+    return value
+
+
+# ---- JSON lines --------------------------------------------------------------------------------
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write rows to a file that appears only when it is complete. Returns the number of rows."""
+    count = 0
+    with whole_file(path) as file:
+        for count, row in enumerate(rows, start=1):  # noqa: B007
+            file.write(_line(row))
+    return count
+
+
+def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(map(_line, rows))
+
+
+def read_jsonl(
+    path: Path, bad: list[int] | None = None, remedy: str = "mend it or pass --skip-bad-rows"
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Stream (line number, byte offset, row).
+
+    bad: takes the numbers of damaged lines, which are left out; None: the first one is a UserError.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); expected a .jsonl file"
+        ) from None
+    offset = 0
+    with file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    row = _parse(line)
+                except (ValueError, RecursionError):
+                    row = None
+                if isinstance(row, dict):
+                    yield number, offset, row
+                elif bad is None:
+                    raise UserError(
+                        f"{path}:{number}: expected a JSON object, got {line[:40]!r}…; {remedy}"
+                    )
+                else:
+                    bad.append(number)
+            offset += len(line)
+
+
+def keep_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Leave only some rows of a file that may not exist, or may end in half a line after a kill."""
+    if path.is_file():
+        write_jsonl(path, [row for _, _, row in read_jsonl(path, []) if keep(row)])

@@ -1,0 +1,128 @@
+"""What a stage writes while it trains: metrics, samples, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from miniact import UserError
+from miniact.backends.protocol import Policy
+from miniact.config.sections import StageConfig
+from miniact.runs.files import append_jsonl, keep_rows, whole_folder
+from miniact.runs.folder import RunFolder, explain_full_disk
+from miniact.runs.progress import Bar
+from miniact.types import Rollout
+
+SAMPLE_EVERY, SAMPLE_GROUPS = 10, 2  # how often, and how many groups, go to samples/
+
+
+class StageLog:
+    """A stage's steps, metrics, samples and checkpoints."""
+
+    def __init__(self, run: RunFolder, number: int, name: str, bar: Bar) -> None:
+        self.run, self.bar = run, bar
+        self.key = f"{number}-{name}"
+        self.folder = run.stage(number, name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.metrics = run.path / "metrics.jsonl"
+        self.samples = run.path / "samples" / f"{self.key}.jsonl"
+        self.samples.parent.mkdir(exist_ok=True)
+        self.live_seen: list[float] = []
+
+    def steps(self, policy: Policy, config: StageConfig) -> Iterator[int]:
+        """Step numbers from the last checkpoint on; saves on the way, stops when asked to."""
+        start = self._restore(policy)
+        self._open_writers(start)
+        self.bar.start(config.steps, start)
+        for step in range(start, config.steps):
+            yield step
+            done = step + 1
+            due = done % config.checkpoint_every == 0 and done < config.steps
+            if due or self.run.stopper.asked:
+                self._checkpoint(policy, done)
+            self.run.stopper.check()
+        self._writer.close()
+        with explain_full_disk(self.run.path), whole_folder(self.folder / "adapter") as part:
+            policy.save_adapter(part)
+        for old in self._checkpoints():
+            shutil.rmtree(old)
+        if self.live_seen and max(self.live_seen) == 0:
+            self.bar.note(
+                f"warning: {self.key}: all groups of all steps had equal rewards, so nothing was "
+                "learned; raise temperature or group_size, or start from a better adapter"
+            )
+
+    def write(self, step: int, metrics: dict[str, float], rollouts: Sequence[Rollout] = ()) -> None:
+        """Log one step. A non-finite loss or gradient stops the run before it can be saved."""
+        bad = [k for k, v in metrics.items() if not math.isfinite(v)]
+        if bad:
+            raise UserError(
+                f"{self.key} step {step}: {bad[0]} is {metrics[bad[0]]}; the last checkpoint is "
+                "kept; lower the learning rate and start from it"
+            )
+        if "live_groups" in metrics:
+            self.live_seen.append(metrics["live_groups"])
+        with explain_full_disk(self.run.path):
+            row = {"stage": self.key, "step": step, **metrics, "time": round(time.time(), 3)}
+            append_jsonl(self.metrics, [row])
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
+            if rollouts and step % SAMPLE_EVERY == 0:
+                shown = (self._sample_row(step, rollout) for rollout in rollouts[:SAMPLE_GROUPS])
+                append_jsonl(self.samples, shown)
+        self.bar.advance(metrics)
+
+    def _sample_row(self, step: int, rollout: Rollout) -> dict[str, Any]:
+        return {
+            "step": step,
+            "prompt": self.decode(rollout.prompt),
+            "answers": [
+                {
+                    "reply": sample.text,
+                    "stop": sample.stop,
+                    "reward": scored.reward,
+                    "valid": scored.valid,
+                    "advantage": float(advantage),
+                    "logp": sum(sample.logps),
+                }
+                for sample, scored, advantage in zip(
+                    rollout.samples, rollout.scored, rollout.advantages
+                )
+            ],
+        }
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(p for p in self.folder.glob("checkpoint-*") if not p.name.endswith(".part"))
+
+    def _checkpoint(self, policy: Policy, step: int) -> None:
+        older = self._checkpoints()
+        target = self.folder / f"checkpoint-{step:07d}"
+        with explain_full_disk(self.run.path), whole_folder(target) as part:
+            policy.save_adapter(part)
+            policy.save_optimizer(part / "optimizer.safetensors")
+        for old in older:
+            if old != target:
+                shutil.rmtree(old)
+
+    def _restore(self, policy: Policy) -> int:
+        """Load the newest checkpoint; returns the next step. Without one, a fresh optimizer."""
+        self.decode = policy.tokenizer.decode
+        found = self._checkpoints()
+        if not found:
+            policy.reset_optimizer()
+            return 0
+        policy.load_adapter(found[-1])
+        policy.load_optimizer(found[-1] / "optimizer.safetensors")
+        return int(found[-1].name.rpartition("-")[2])
+
+    def _open_writers(self, start: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        keep_rows(self.metrics, lambda row: row["stage"] != self.key or row["step"] < start)
+        keep_rows(self.samples, lambda row: row["step"] < start)
+        folder = self.run.path / "tensorboard" / self.key
+        self._writer = SummaryWriter(str(folder), purge_step=start, write_to_disk=True)
