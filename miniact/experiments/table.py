@@ -23,6 +23,8 @@ from rich.table import Table
 from miniact.experiments.reading import Run, rate_paths, read_run, training_cost
 from miniact.runs.files import write_json, write_text
 
+NO_BREAK = "\u00a0"  # a space at which no line ends
+
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
     """Mean, standard deviation (n − 1) and 95 % t interval; None where one value says nothing.
@@ -119,9 +121,9 @@ def columns(comparison: dict[str, Any]) -> list[str]:
     return [x for x in labels if not x.startswith("  ") or x.startswith(more)]
 
 
-def _percent(value: float, sign: bool = False) -> str:
+def _percent(value: float, sign: bool = False, digits: int = 1) -> str:
     value = 100 * value + math.copysign(1e-9, value)  # halves go up, as in the report
-    text = f"{value:+.1f}" if sign else f"{value:.1f}"
+    text = f"{value:{'+' * sign}.{digits}f}"
     return text.replace("-", "−")
 
 
@@ -156,7 +158,7 @@ def _unbroken(text: str) -> str:
 
 
 def markdown(comparison: dict[str, Any]) -> str:
-    """The table for a README."""
+    """The table with everything that it knows."""
     shown = columns(comparison)
     lines = [
         "| recipe | steps | tokens | " + " | ".join(label.strip() for label in shown) + " |",
@@ -168,6 +170,45 @@ def markdown(comparison: dict[str, Any]) -> str:
         start = (name, f"{row['steps']:.0f}", _count(row["tokens"]))
         lines.append(f"| {' | '.join(map(_unbroken, (*start, *cells)))} |")
     return "\n".join(lines) + "\n"
+
+
+def short_markdown(comparison: dict[str, Any]) -> str:
+    """The table for a README: one rounded number a cell, ▲ or ▼ where it differs for sure."""
+    labels = [x for x in columns(comparison) if not x.startswith("  stuck")]
+    header = ["recipe", "tokens", *(label.strip() for label in labels)]
+    lines = [f"| {' | '.join(header)} |", "|---|" + "---:|" * (len(header) - 1)]
+    for row in comparison["rows"]:
+        cells = [row["label"], _count(row["tokens"]), *(_short(row, label) for label in labels)]
+        lines.append(f"| {' | '.join(cell.replace(' ', NO_BREAK) for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _short(row: dict[str, Any], label: str) -> str:
+    measured, change = row["metrics"].get(label), row["difference"].get(label)
+    if measured is None:
+        return "–"
+    text = _percent(measured["mean"], digits=0)
+    if measured["std"] is not None:
+        text += f" ± {_percent(measured['std'], digits=0)}"
+    if change is None or change["low"] is None or change["low"] <= 0 <= change["high"]:
+        return text
+    return f"{text} {'▲' if change['mean'] > 0 else '▼'}"
+
+
+def describe_short(comparison: dict[str, Any]) -> str:
+    """What the short table's cells mean."""
+    seeds = ", ".join(map(str, comparison["seeds"]))
+    return (
+        f"%, held out; mean ± std over seeds {seeds}; ▲ ▼: higher or lower than "
+        f"{comparison['baseline']}, where the 95 % interval of the paired difference leaves out 0. "
+        "Tokens: those that passed the model in training."
+    )
+
+
+def whole_page(comparison: dict[str, Any]) -> str:
+    """comparison.md: the short table, then everything."""
+    short = f"{short_markdown(comparison)}\n{describe_short(comparison)}\n"
+    return f"{short}\n{markdown(comparison)}\n{describe(comparison)}\n"
 
 
 def describe(comparison: dict[str, Any]) -> str:
@@ -188,7 +229,7 @@ def describe(comparison: dict[str, Any]) -> str:
 
 def write_comparison(folder: Path, comparison: dict[str, Any]) -> None:
     write_json(folder / "comparison.json", comparison)
-    write_text(folder / "comparison.md", f"{markdown(comparison)}\n{describe(comparison)}\n")
+    write_text(folder / "comparison.md", whole_page(comparison))
 
 
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:

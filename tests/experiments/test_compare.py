@@ -43,7 +43,9 @@ from miniact.experiments.table import (
     drop_plain_scores,
     markdown,
     print_comparison,
+    short_markdown,
     summary,
+    whole_page,
 )
 from miniact.runs.folder import locked
 from miniact.tools.report.page import write_html
@@ -279,7 +281,8 @@ def test_the_table_is_computed_from_the_runs(finished):
         assert row["steps"] * 2 == sum("grad_norm" in r for rows in per_seed for r in rows)
     assert rows["base"]["steps"] == 0 and rows["il"]["steps"] == 4
     assert "il → act → rl" in printed and "95 % t interval" in printed
-    assert (folder / "comparison.md").read_text().startswith(markdown(table))
+    assert (folder / "comparison.md").read_text() == whole_page(table)
+    assert markdown(table) in whole_page(table)
 
 
 def test_steps_are_optimizer_steps():
@@ -324,6 +327,15 @@ def test_what_the_table_shows():
     assert first == "| recipe | steps | tokens | judgement |"
     assert il.startswith("| il&nbsp;(baseline) | 3 | 12&nbsp;k | 60.0&nbsp;±&nbsp;14.1<br>[")
     assert act.count("|") == 5 and act.endswith("<br>Δ&nbsp;+30.0<br>[−97.1,&nbsp;+157.1] |")
+    *_, il, act = short_markdown(table).replace("\u00a0", " ").splitlines()
+    assert il == "| il | 12 k | 60 ± 14 |"
+    assert act == "| act | 12 k | 90 ± 0 |"  # the interval of the difference holds 0
+    change = table["rows"][1]["difference"]["judgement"]
+    for low, high, mark in ((0.001, 0.6, " ▲"), (-0.2, 0.6, ""), (0.0, 0.6, "")):
+        change |= {"low": low, "high": high}
+        assert short_markdown(table).replace("\u00a0", " ").endswith(f"| 90 ± 0{mark} |\n")
+    change |= {"mean": -0.3, "low": -0.6, "high": -0.001}
+    assert short_markdown(table).endswith("▼ |\n")
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from miniact.cli.main import main
-from miniact.experiments.table import describe, markdown
+from miniact.experiments.table import describe, markdown, whole_page
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -73,5 +73,5 @@ def test_the_results_are_those_of_the_comparison():
     assert len(measured["seeds"]) >= 5
     assert markdown(measured) in TEXT and describe(measured) in TEXT.replace("\n", " ")
     whole = json.loads((folder / "all-rows.json").read_text())
-    assert (folder / "all-rows.md").read_text() == f"{markdown(whole)}\n{describe(whole)}\n"
+    assert (folder / "all-rows.md").read_text() == whole_page(whole)
     assert all(row in whole["rows"] for row in measured["rows"])
