@@ -1,17 +1,20 @@
 """What flows through miniact, from an expert's trajectory to a gradient.
 
-    Trajectory ──states()──▶ State ──sample K──▶ ActionPair        stage 1 of ACT: pairs.py
-        State       ──prompts.py──▶ tokens ──▶ Sample × G          a group of answers: policy.sample
-        Sample × G  ──rewards.py, grpo.py──▶ Group                 a prompt, n weighted completions
-        Group       ──losses.py──▶ gradient                        policy.forward_backward
+    Trajectory ──state(i)──▶ State ──sample K──▶ Question      step 1 and 2 of ACT: method/pairs.py
+    Question   ──draw_orders──▶ Shown ──▶ prompt ──▶ Sample × G     a group: policy.sample
+    Sample     ──method/rewards.py──▶ Scored                        G of them: a Rollout
+    Rollout    ──method/grpo.py──▶ Group                            a prompt, n weighted completions
+    Group      ──backends/layout.py──▶ Tokens ──▶ Loss              policy.forward_backward
+
+    Trajectory ──method/controls──▶ Reflection                      Early Experience, a control
 
 All types are frozen: a stage never edits what another stage made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -62,14 +65,37 @@ class Trajectory:
 
 
 @dataclass(frozen=True, slots=True)
-class ActionPair:
-    """(s_i, a_i⁺, a_i⁻): the contrastive example. The order of presentation is not part of it."""
+class Question:
+    """(s_i, a_i⁺, a_i⁻, …): which action is best here? With one alternative, a contrastive pair.
+
+    The order of presentation is not part of it.
+    """
 
     state: State
-    expert: str
-    alternative: str
+    expert: str  # a⁺
+    alternatives: tuple[str, ...]  # a⁻
     split: str = "train"
     provenance: dict[str, Any] = field(default_factory=dict)  # model, adapter, seed, temperature
+
+    @property
+    def alternative(self) -> str:
+        """a⁻ of a pair; ValueError for a question with several."""
+        (only,) = self.alternatives
+        return only
+
+    def present(self, right: int) -> Shown:
+        """The question with the expert's action at index `right`, the others in their order."""
+        others = self.alternatives
+        return Shown(self.state, (*others[:right], self.expert, *others[right:]), right)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A question as it is put once: the actions in an order, the right one at index `right`."""
+
+    state: State
+    actions: tuple[str, ...]
+    right: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +134,15 @@ class Group:
         """P + Σ|y|: the tokens that pass the model when the prompt is computed once."""
         return len(self.prompt) + sum(len(c.tokens) for c in self.completions)
 
+    def having(self, **values_of: Sequence[Any]) -> Group:
+        """The same group with other values of its completions' fields: having(weight=[0.5, 0.5])"""
+        rows = zip(*values_of.values(), strict=True)
+        changed = (
+            replace(completion, **dict(zip(values_of, row)))
+            for completion, row in zip(self.completions, rows, strict=True)
+        )
+        return replace(self, completions=tuple(changed))
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -129,6 +164,9 @@ class Scored:
     reward: float
     correct: bool
     valid: bool  # the answer could be parsed
+
+
+Scorer = Callable[[Sample], Scored]  # judges the answers to one prompt
 
 
 @dataclass(frozen=True, slots=True)

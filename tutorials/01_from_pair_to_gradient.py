@@ -29,10 +29,10 @@ from miniact.data.trajectories import collect
 from miniact.envs import make_env
 from miniact.method.grpo import advantages, make_group, token_weights, weigh
 from miniact.method.losses import GRPOLoss
-from miniact.method.pairs import filter_alternatives, positions, present
+from miniact.method.pairs import filter_alternatives, positions
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical, choice_reward
-from miniact.types import ActionPair, Tokens
+from miniact.types import Question, Tokens
 
 SEED = 4
 
@@ -77,7 +77,7 @@ kept, counts = filter_alternatives(expert_action, sampled, admissible=None)
 assert kept == kept_by_hand
 print("kept:   ", kept, dict(counts))
 
-pair = ActionPair(state, expert_action, kept[0])
+pair = Question(state, expert_action, (kept[0],))
 print(f"\nthe pair: a⁺ = {pair.expert!r}   a⁻ = {pair.alternative!r}")
 
 # %% [markdown]
@@ -89,9 +89,9 @@ print(f"\nthe pair: a⁺ = {pair.expert!r}   a⁻ = {pair.alternative!r}")
 
 # %%
 right = int(positions(1, (SEED, 0))[0])
-shown = present(pair, right)
+shown = pair.present(right).actions
 assert shown[right] == pair.expert
-swapped = present(pair, 1 - right)
+swapped = pair.present(1 - right).actions
 assert swapped == shown[::-1]
 
 critic = prompter.critic(state, shown)

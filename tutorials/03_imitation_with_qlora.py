@@ -42,9 +42,10 @@ from miniact.config.sections import EvalConfig, ILConfig, ModelConfig, PromptCon
 from miniact.data.trajectories import TrajectoryFile, collect, to_row
 from miniact.envs import make_env
 from miniact.evaluation.evaluate import next_action_accuracy
+from miniact.method import il
 from miniact.method.losses import cross_entropy
 from miniact.method.prompts import Prompter
-from miniact.method.stage import Stage, il
+from miniact.method.stage import Stage
 from miniact.runs.files import read_jsonl, write_jsonl
 from miniact.runs.folder import RunFolder
 from miniact.runs.log import StageLog

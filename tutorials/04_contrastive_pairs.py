@@ -27,8 +27,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from miniact.backends.torch.load import init_llama
+from miniact.backends.models import find_model
 from miniact.backends.torch.policy import TorchPolicy
 from miniact.config.sections import EvalConfig, ModelConfig, PairsConfig, PromptConfig
 from miniact.data.trajectories import TrajectoryFile, collect, to_row
@@ -38,6 +40,7 @@ from miniact.method.pairs import (
     choose_states,
     draw_orders,
     filter_alternatives,
+    gather,
     make_pairs,
     positions,
     questions,
@@ -110,9 +113,8 @@ for (state, expert_action), actions in zip(batch, sampled):
             reasons["kept"] += 1
             by_hand.append((state, expert_action, action.strip()))
 
-counts = Counter()
 provenance = {"model": policy.name, "seed": SEED, "temperature": CONFIG.temperature}
-pairs = list(make_pairs(policy, prompter, states, CONFIG, provenance, counts))
+pairs, counts = gather(make_pairs(policy, prompter, states, CONFIG, SEED, provenance))
 assert [(p.state, p.expert, p.alternative) for p in pairs] == by_hand
 assert counts == reasons and sum(counts.values()) == CONFIG.k * len(batch)
 for reason, n in counts.most_common():
@@ -344,10 +346,8 @@ assert all(q.expert == s.actions[s.right] for q, s in zip(threes, shown))
 # states of another split, and carry its name; the stages see the pairs of split "train" only.
 
 # %%
-held_out = [
-    replace(p, split="id")
-    for p in make_pairs(policy, prompter, file.states("id"), CONFIG, provenance, Counter())
-]
+held_out, _ = gather(make_pairs(policy, prompter, file.states("id"), CONFIG, SEED, provenance))
+held_out = [replace(pair, split="id") for pair in held_out]
 everything = [*pairs, *held_out]
 trained = [p for p in everything if p.split == "train"]
 tasks = [{p.state.id.rpartition("#")[0] for p in some} for some in (trained, held_out)]
@@ -378,11 +378,8 @@ assert judged["given_valid"]["value"] < 0.75
 # How likely is each to this one?
 
 # %%
-uniform = list(
-    make_pairs(
-        policy, prompter, states, replace(CONFIG, source="admissible"), {"seed": SEED}, Counter()
-    )
-)
+drawing = replace(CONFIG, source="admissible")
+uniform, _ = gather(make_pairs(policy, prompter, states, drawing, SEED))
 assert all(p.alternative in p.state.admissible and p.alternative != p.expert for p in uniform)
 
 
@@ -422,7 +419,9 @@ print("fields:", *pair_row(everything[0], history=50))
 print("made by:", again[0].provenance)
 
 # another model: as large, same words, random weights
-init_llama(WORK / "other", policy.tokenizer, seed=SEED)
+torch.manual_seed(SEED)
+shape = AutoConfig.from_pretrained(find_model("builtin:tiny").path)
+AutoModelForCausalLM.from_config(shape).save_pretrained(WORK / "other")
 policy.tokenizer.save_pretrained(WORK / "other")
 other = TorchPolicy(ModelConfig(path=str(WORK / "other"), rank=8, alpha=16), seed=SEED)
 some = [p for p in again if p.split == "id"][:100]

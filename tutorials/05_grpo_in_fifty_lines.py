@@ -25,7 +25,7 @@
 
 # %%
 import tempfile
-from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -42,7 +42,7 @@ from miniact.data.trajectories import collect
 from miniact.envs import make_env
 from miniact.method.grpo import advantages, grpo_step, is_live, make_group, token_weights, weigh
 from miniact.method.losses import GRPOLoss
-from miniact.method.pairs import draw_orders, pairs_at, propose, questions
+from miniact.method.pairs import draw_orders, gather, pairs_at, propose, questions
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import choice_reward
 from miniact.tools.cost import forward_flops, known_shape, training_flops
@@ -212,8 +212,8 @@ class TablePolicy:
         self.reference = self.table.detach().clone()
 
 
-def score(i, sample):
-    reward = reward_of(i, sample.tokens)
+def score(question, sample):
+    reward = reward_of(question, sample.tokens)
     return Scored(reward, correct=reward == 1.0, valid=sample.stop == "end")
 
 
@@ -221,8 +221,9 @@ toy = TablePolicy()
 toy.freeze_reference()
 config = GRPOConfig(group_size=8, max_tokens=LONGEST, beta=0.01, updates=2)
 asked = [(q,) for q in range(len(RIGHT))]
+scorers = [partial(score, q) for q in range(len(RIGHT))]  # one for each prompt
 for step in range(30):
-    _, rollouts = grpo_step(toy, asked, score, config, TABLE_LR, 1000 * SEED + step)
+    _, rollouts = grpo_step(toy, asked, scorers, config, TABLE_LR, 1000 * SEED + step)
 
 by_hand, _ = grpo_by_hand(SEED, steps=30)
 largest = float((toy.table.detach() - by_hand).abs().max())
@@ -303,21 +304,21 @@ prompter = Prompter(policy.tokenizer, PromptConfig(form="plain", show_admissible
 played = collect(make_env("household"), "train", 12, seed=SEED, source="household expert")
 states = [(t.state(2), t.steps[2].action) for t in played]
 how = PairsConfig(k=2, max_tokens=10)
-pairs = pairs_at(states, propose(policy, prompter, states, how, SEED), how, {}, Counter())
+pairs, _ = gather(pairs_at(states, propose(policy, prompter, states, how, SEED), how))
 shown = draw_orders(questions(pairs), (SEED,))
 prompts = [prompter.critic(s.state, s.actions).tokens for s in shown]
 
 
-def judge(i, sample):
-    choice = prompter.parse_choice(sample.text, shown[i].actions)
-    return Scored(
-        choice_reward(choice, shown[i].right), choice == shown[i].right, choice is not None
-    )
+def judge(question, sample):
+    choice = prompter.parse_choice(sample.text, question.actions)
+    reward = choice_reward(choice, question.right)
+    return Scored(reward, choice == question.right, choice is not None)
 
 
+judges = [partial(judge, question) for question in shown]
 warm = GRPOConfig(group_size=8, max_tokens=10)
 for step in range(4):
-    grpo_step(policy, prompts, judge, warm, lr=1e-3, seed=step)
+    grpo_step(policy, prompts, judges, warm, lr=1e-3, seed=step)
 policy.reset_optimizer()
 policy.freeze_reference()
 policy.save_adapter(WORK / "adapter")
@@ -331,7 +332,7 @@ print(
 # %%
 config = GRPOConfig(group_size=8, max_tokens=10, beta=0.05, updates=3)
 LR = 1e-3
-metrics, rollouts = grpo_step(policy, prompts, judge, config, LR, seed=100)
+metrics, rollouts = grpo_step(policy, prompts, judges, config, LR, seed=100)
 for name in ("reward", "zero_variance", "ratio", "clip_fraction", "kl", "grad_norm"):
     print(f"{name:14}{metrics[name]:.4f}")
 

@@ -21,6 +21,7 @@
 import json
 import tempfile
 from dataclasses import replace
+from functools import partial
 from math import comb
 from pathlib import Path
 
@@ -35,11 +36,12 @@ from miniact.data.trajectories import TrajectoryFile, collect, to_row
 from miniact.envs import make_env
 from miniact.evaluation.episodes import PlayOptions, play_episodes
 from miniact.evaluation.evaluate import next_action_accuracy, wilson
+from miniact.method import rl
 from miniact.method.grpo import grpo_step, weigh
 from miniact.method.losses import cross_entropy
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import action_reward, canonical
-from miniact.method.stage import Stage, learning_rate, rl
+from miniact.method.stage import Stage, learning_rate
 from miniact.runs.files import write_jsonl
 from miniact.runs.folder import RunFolder
 from miniact.runs.log import StageLog
@@ -160,20 +162,21 @@ def imitate(policy, steps, seed):
         yield sum(P + G * C for P, G, C in sizes), flops
 
 
+def score(expert, sample):
+    reward = action_reward(prompter.parse_action(sample.text), expert)
+    return Scored(reward, correct=reward == 1.0, valid=bool(sample.text.strip()))
+
+
 def reinforce(policy, steps, seed):
     """RL on actions. Yields (tokens, FLOPs) of each step."""
     stage = replace(config.stage.rl, steps=steps)
     policy.reset_optimizer()
     for step in range(steps):
         batch = train.batch(step, stage.batch, seed)
-
-        def score(i, sample, batch=batch):
-            reward = action_reward(prompter.parse_action(sample.text), batch[i][1])
-            return Scored(reward, correct=reward == 1.0, valid=bool(sample.text.strip()))
-
         asked = [prompter.action(state).tokens for state, _ in batch]
+        scorers = [partial(score, expert) for _, expert in batch]
         lr = learning_rate(stage, step)
-        _, rollouts = grpo_step(policy, asked, score, stage, lr, seed + step)
+        _, rollouts = grpo_step(policy, asked, scorers, stage, lr, seed + step)
         tokens = flops = 0
         for rollout in rollouts:
             P, answers = len(rollout.prompt), [s.tokens for s in rollout.samples]

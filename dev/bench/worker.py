@@ -111,7 +111,7 @@ def run_ours(work: Work, policy: Policy, texts: list[str], serve: Serve) -> None
 
     policy.sample = timed  # type: ignore[method-assign, assignment]
 
-    def score(i: int, sample: Sample) -> Scored:
+    def score(sample: Sample) -> Scored:
         return Scored(float(rng.random()), True, True)
 
     serve.ready(policy.model)  # type: ignore[attr-defined]
@@ -119,7 +119,7 @@ def run_ours(work: Work, policy: Policy, texts: list[str], serve: Serve) -> None
         serve.wait()
         start = time.perf_counter()
         prompt = tuple(policy.tokenizer(text)["input_ids"])
-        grpo_step(policy, [prompt], score, config, 1e-5, work.seed + number)
+        grpo_step(policy, [prompt], [score], config, 1e-5, work.seed + number)
         serve.probe.wait()
         serve.report(sampling[0], time.perf_counter() - start - sampling[0])
         sampling[0] = 0.0

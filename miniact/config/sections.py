@@ -19,8 +19,6 @@ import yaml
 from miniact import UserError
 from miniact.config.strict import build, key
 
-STAGES = ("il", "act", "rl", "choice_sft", "dpo", "reflect")
-
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -155,10 +153,9 @@ class GRPOConfig(StageConfig):
     variant: str = key(
         "grpo",
         "how token losses are averaged: grpo per answer, then over answers; dapo over all "
-        "tokens; dr_grpo by a constant",
+        "tokens; dr_grpo by a constant, and advantages are not divided by the group's deviation",
         choices=("grpo", "dr_grpo", "dapo"),
     )
-    scale_rewards: bool = key(True, "divide advantages by the group's standard deviation")
     clip_low: float = key(0.2, "ε_low: ratios under 1 − ε_low are clipped", low=0)
     clip_high: float = key(0.2, "ε_high: ratios over 1 + ε_high are clipped", low=0)
     beta: float = key(0.0, "β: weight of the KL term to the stage's starting adapter", low=0)
@@ -211,6 +208,9 @@ class StagesConfig:
     choice_sft: ChoiceSFTConfig = field(default_factory=ChoiceSFTConfig)
     dpo: DPOConfig = field(default_factory=DPOConfig)
     reflect: ReflectConfig = field(default_factory=ReflectConfig)
+
+
+STAGES = tuple(field.name for field in dataclasses.fields(StagesConfig))
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from miniact.config.sections import EvalConfig
 from miniact.envs import Env
 from miniact.evaluation.episodes import Episode, PlayOptions, Tally, play_episodes
 from miniact.evaluation.intervene import forced_prefix, wrong_choice
-from miniact.method.pairs import Question, Shown, present
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import same_action
-from miniact.types import ActionPair, Completion, Group, State
+from miniact.types import Completion, Group, Question, Shown, State
 
 POSITIONS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
@@ -42,7 +41,7 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     return (min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)))
 
 
-def rate(hits: Sequence[bool]) -> dict[str, Any]:
+def rate(hits: Sequence[bool] | np.ndarray) -> dict[str, Any]:
     """A proportion with its n and interval; value None where nothing was counted."""
     n, k = len(hits), sum(map(bool, hits))
     low, high = wilson(k, n)
@@ -87,7 +86,7 @@ def next_action_accuracy(
 def judgement_accuracy(
     policy: Policy,
     prompter: Prompter,
-    asked: Sequence[ActionPair | Question],
+    asked: Sequence[Question],
     config: EvalConfig,
     seed: int,
 ) -> dict[str, Any]:
@@ -101,19 +100,22 @@ def judgement_accuracy(
     rationale argues for (eval.intervene: wrong; see intervene.py). All questions have equally many
     candidates.
     """
-    ways = len(present(asked[0], 0))
-    shown = [Shown(one.state, present(one, at), at) for one in asked for at in range(ways)]
+    ways = 1 + len(asked[0].alternatives)
+    shown = [question.present(right) for question in asked for right in range(ways)]
     chosen, dropped = ask_critic(policy, prompter, shown, config, seed)
-    right = [choice == s.right for choice, s in zip(chosen, shown)]
-    valid = [choice is not None for choice in chosen]
-    picks = [None if choice is None else s.actions[choice] for choice, s in zip(chosen, shown)]
-    same = [picks[at : at + ways] for at in range(0, len(picks), ways)]
+    # Q questions, P positions of the right answer; −1: no choice could be read
+    choice_QP = np.array([-1 if c is None else c for c in chosen]).reshape(-1, ways)
+    right_P = np.arange(ways)
+    valid_QP, right_QP = choice_QP >= 0, choice_QP == right_P
+    # the action behind a choice, wherever it was shown: 0 the expert's, then the alternatives
+    picked_QP = np.where(right_QP, 0, choice_QP + (choice_QP < right_P))
+    consistent_Q = valid_QP.all(1) & (picked_QP == picked_QP[:, :1]).all(1)
     results = {
-        "accuracy": rate(right),
-        "valid": rate(valid),
-        "given_valid": rate([r for r, v in zip(right, valid) if v]),
-        **{f"expert_{POSITIONS[at]}": rate(right[at::ways]) for at in range(ways)},
-        "consistent": rate([None not in picked and len(set(picked)) == 1 for picked in same]),
+        "accuracy": rate(right_QP.ravel()),
+        "valid": rate(valid_QP.ravel()),
+        "given_valid": rate(right_QP[valid_QP]),
+        **{f"expert_{POSITIONS[at]}": rate(right_QP[:, at]) for at in range(ways)},
+        "consistent": rate(consistent_Q),
         "implicit": rate(implicit_judgements(policy, prompter, asked)),
         "dropped_turns": dropped,
     }
@@ -144,12 +146,12 @@ def ask_critic(
 
 
 def implicit_judgements(
-    policy: Policy, prompter: Prompter, asked: Sequence[ActionPair | Question]
+    policy: Policy, prompter: Prompter, asked: Sequence[Question]
 ) -> list[bool]:
     """log π(a⁺ | s) > log π(a⁻ | s) for each a⁻, summed over the reply's tokens and its end."""
     groups = []
     for one in asked:
-        replies = (prompter.reply_tokens(prompter.render_action(a)) for a in present(one, 0))
+        replies = (prompter.reply_tokens(prompter.render_action(a)) for a in one.present(0).actions)
         groups.append(Group(prompter.action(one.state).tokens, tuple(map(Completion, replies))))
     scored = ([logp.sum() for logp in logps] for logps in policy.logprobs(groups))
     return [bool(expert > max(others)) for expert, *others in scored]
@@ -161,7 +163,7 @@ class HeldOut:
 
     envs: Sequence[Env] = ()
     states: Sequence[tuple[State, str]] = ()
-    questions: Sequence[ActionPair | Question] = ()
+    questions: Sequence[Question] = ()
 
 
 def evaluate(

@@ -9,7 +9,6 @@ A file or folder that exists is a step that is done, so going on after a kill is
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import platform
 import sys
@@ -35,19 +34,19 @@ from miniact.envs.workers import WorkerEnv
 from miniact.evaluation.episodes import Episode, Tally
 from miniact.evaluation.evaluate import HeldOut, evaluate
 from miniact.experiments.results import print_report, write_report
+from miniact.method import STAGES
 from miniact.method.controls.reflections import experiences, make_reflections, read_reflections
 from miniact.method.controls.reflections import to_row as reflection_row
-from miniact.method.pairs import Question, make_pairs, questions, read_pairs
+from miniact.method.pairs import make_pairs, questions, read_pairs
 from miniact.method.pairs import to_row as pair_row
 from miniact.method.prompts import Prompter
-from miniact.method.stage import Stage
+from miniact.method.stage import Stage, needs_of
 from miniact.runs.files import read_json, write_json, write_jsonl, write_text
 from miniact.runs.folder import RunFolder, explain_full_disk, versions
 from miniact.runs.log import StageLog
 from miniact.runs.progress import Bar
-from miniact.types import ActionPair, Reflection, State, Trajectory
+from miniact.types import Question, Reflection, State, Trajectory
 
-ON_PAIRS = frozenset({"act", "choice_sft", "dpo", "reflect"})  # stages that learn from pairs
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "mlx", "mlx-lm", "numpy", "miniact")
 
 
@@ -62,10 +61,10 @@ class Data:
     """What a run learns from and is measured on."""
 
     file: TrajectoryFile
-    pairs: list[ActionPair]  # of all splits
+    pairs: list[Question]  # of all splits
     reflections: Sequence[Reflection]
 
-    def train_pairs(self) -> list[ActionPair]:
+    def train_pairs(self) -> list[Question]:
         return [p for p in self.pairs if p.split == "train"]
 
     def questions(self, choices: int) -> list[Question]:
@@ -165,7 +164,7 @@ class Pipeline:
 
         return map(to_row, played())
 
-    def pairs(self, file: TrajectoryFile) -> list[ActionPair]:
+    def pairs(self, file: TrajectoryFile) -> list[Question]:
         """Train and held-out pairs by the initial policy; made once, before anything is trained."""
         path = self.run.path / "pairs.jsonl"
         if not path.is_file():
@@ -187,12 +186,15 @@ class Pipeline:
             if self.config.pairs.source == "admissible":
                 provenance = {"source": "admissible", "seed": provenance["seed"]}
             counts[split] = Counter()
+            seed = provenance["seed"]
             made = make_pairs(
-                self.policy, self.prompter, states, self.config.pairs, provenance, counts[split]
+                self.policy, self.prompter, states, self.config.pairs, seed, provenance
             )
-            for pair in made:
+            for kept, filtered in made:
                 self.run.stopper.check()
-                yield pair_row(replace(pair, split=split), self.config.prompt.history)
+                counts[split].update(filtered)
+                for pair in kept:
+                    yield pair_row(replace(pair, split=split), self.config.prompt.history)
             shown = ", ".join(f"{k} {v}" for k, v in counts[split].items())
             self.console.print(f"pairs ({split}): {shown}", highlight=False)
             if split == "train" and not counts[split]["kept"]:
@@ -210,7 +212,7 @@ class Pipeline:
             "temperature": temperature,
         }
 
-    def reflections(self, file: TrajectoryFile, pairs: list[ActionPair]) -> Sequence[Reflection]:
+    def reflections(self, file: TrajectoryFile, pairs: list[Question]) -> Sequence[Reflection]:
         """Reflections on the train pairs by the initial policy; made once, like the pairs."""
         path = self.run.path / "reflections.jsonl"
         if not path.is_file():
@@ -221,7 +223,7 @@ class Pipeline:
         return read_reflections(path)
 
     def _reflection_rows(
-        self, file: TrajectoryFile, pairs: list[ActionPair], counts: Counter
+        self, file: TrajectoryFile, pairs: list[Question], counts: Counter
     ) -> Iterator[dict]:
         config = self.config.stage.reflect
         (env,) = self.envs(1)
@@ -291,10 +293,10 @@ class Pipeline:
     def data(self) -> Data:
         """Everything that is made before any training, and only what this recipe needs."""
         file = self.trajectories()
-        needs_pairs = ON_PAIRS & set(self.config.recipe) or self.config.eval.pairs
-        pairs = self.pairs(file) if needs_pairs else []
+        needed = {what for name in self.config.recipe for what in needs_of(STAGES[name])}
+        pairs = self.pairs(file) if "pairs" in needed or self.config.eval.pairs else []
         data = Data(file, pairs, ())
-        if "reflect" in self.config.recipe:
+        if "reflections" in needed:
             data = replace(data, reflections=self.reflections(file, data.train_pairs()))
         return data
 
@@ -314,7 +316,8 @@ class Pipeline:
 
     def _train(self, number: int, name: str, data: Data, bar: Bar) -> None:
         pairs = data.train_pairs()
-        if name in ON_PAIRS and not pairs:
+        run = STAGES[name]
+        if "pairs" in needs_of(run) and not pairs:
             raise UserError(f"stage.{name}: there are no train pairs; see pairs.counts.json")
         stage = Stage(
             self.policy,
@@ -327,9 +330,7 @@ class Pipeline:
             self.config.pairs,
             data.reflections,
         )
-        controls = ("choice_sft", "dpo", "reflect")
-        room = "method.controls" if name in controls else "method"
-        importlib.import_module(f"miniact.{room}.{name}").run(stage)
+        run(stage)
 
 
 def _sample_states(

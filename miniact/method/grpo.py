@@ -3,7 +3,7 @@
 The minimal form, in the order of the code:
 
     r_1..r_G                                rewards of the G answers to one prompt
-    A_i = (r_i − mean r) / (std r + ε)       `advantages`; Dr. GRPO drops the division
+    A_i = (r_i − mean r) / (std r + ε)       `advantages`; dr_grpo drops the division
     w_t                                     `token_weights`: the normaliser, one number per token
     L = Σ_t w_t·[−min(ρA, clip(ρ)A) + β·k3]  `losses.GRPOLoss`
 
@@ -13,7 +13,7 @@ are dropped before the backward pass (their gradient is exactly 0 at β = 0) and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from miniact.backends.protocol import Policy
 from miniact.config.sections import GRPOConfig
 from miniact.method.losses import GRPOLoss
-from miniact.types import Completion, Group, Rollout, Sample, Scored
+from miniact.types import Completion, Group, Rollout, Sample, Scorer
 
 EPSILON = 1e-4  # keeps the division finite; rewards are of order 1
 
@@ -75,21 +75,21 @@ def weigh(groups: Sequence[Group], variant: str, max_tokens: int) -> list[Group]
     """Give every completion its normalised weight. Call it on the whole batch, never on a part."""
     lengths = [len(c.tokens) for g in groups for c in g.completions]
     weights = iter(token_weights(lengths, variant, max_tokens))
-    return [
-        replace(
-            g, completions=tuple(replace(c, weight=float(next(weights))) for c in g.completions)
-        )
-        for g in groups
-    ]
+    return [g.having(weight=[float(next(weights)) for _ in g.completions]) for g in groups]
 
 
 def merge(group: Group) -> Group:
-    """Train on answers that came out alike once, with the sum of their weights: the same loss."""
-    found: dict[tuple, Completion] = {}
+    """Train on answers that came out alike once, with the sum of their weights.
+
+    Equal answers have equal rewards, so equal advantages: their terms of the loss are the same
+    number, and a sum of weights times that number is the same loss with fewer tokens to compute.
+    """
+    merged: dict[tuple, Completion] = {}
     for c in group.completions:
-        key = (c.tokens, c.advantage)
-        found[key] = replace(found[key], weight=found[key].weight + c.weight) if key in found else c
-    return replace(group, completions=tuple(found.values()))
+        key = (c.tokens, c.advantage)  # a reward may depend on more than the answer: then both stay
+        weight = c.weight + (merged[key].weight if key in merged else 0.0)
+        merged[key] = replace(merged.get(key, c), weight=weight)
+    return replace(group, completions=tuple(merged.values()))
 
 
 def is_live(group: Group) -> bool:
@@ -100,31 +100,28 @@ def is_live(group: Group) -> bool:
 def grpo_step(
     policy: Policy,
     prompts: Sequence[tuple[int, ...]],
-    score: Callable[[int, Sample], Scored],
+    scorers: Sequence[Scorer],
     config: GRPOConfig,
     lr: float,
     seed: int,
 ) -> tuple[dict[str, float], list[Rollout]]:
     """Sample G answers to each prompt, score them, and update the policy `config.updates` times.
 
-    score(i, sample) judges an answer to prompts[i]. Returns (metrics, rollouts). When no group is
-    live and β = 0 there is no gradient: nothing is updated, and the metric `live_groups` is 0.
+    scorers[i] judges the answers to prompts[i]. Returns (metrics, rollouts). When no group is
+    live and β = 0 there is no gradient: nothing is updated, and the metric `zero_variance` is 1.
     """
     answers = policy.sample(prompts, config.group_size, config.max_tokens, config.temperature, seed)
     rollouts = []
-    for i, (prompt, samples) in enumerate(zip(prompts, answers)):
-        scored = [score(i, sample) for sample in samples]
+    for prompt, samples, score in zip(prompts, answers, scorers, strict=True):
+        scored = [score(sample) for sample in samples]
         reward_G = np.array([s.reward for s in scored])
-        rollouts.append(
-            Rollout(prompt, samples, scored, advantages(reward_G, config.scale_rewards))
-        )
-    metrics = describe(rollouts)
-    groups = weigh(
-        [make_group(r.prompt, r.samples, r.advantages) for r in rollouts],
-        config.variant,
-        config.max_tokens,
-    )
-    if config.beta == 0:  # with β > 0 a dead group still feels the KL term
+        advantage_G = advantages(reward_G, scale=config.variant != "dr_grpo")
+        rollouts.append(Rollout(prompt, samples, scored, advantage_G))
+    metrics = batch_metrics(rollouts)
+    groups = [make_group(r.prompt, r.samples, r.advantages) for r in rollouts]
+    # weigh before dropping: a dead group counts in the mean, as an answer of advantage 0 does
+    groups = weigh(groups, config.variant, config.max_tokens)
+    if config.beta == 0:  # a dead group has no gradient; with β > 0 it still feels the KL term
         groups = [g for g in groups if is_live(g)]
     if groups:
         trained = [merge(g) for g in groups]
@@ -153,13 +150,10 @@ def update(policy: Policy, groups: list[Group], config: GRPOConfig, lr: float) -
 def with_reference(policy: Policy, groups: list[Group], temperature: float) -> list[Group]:
     """Fill in log π_ref of every completion."""
     scored = policy.logprobs(groups, temperature, reference=True)
-    return [
-        replace(g, completions=tuple(replace(c, ref_logps=r) for c, r in zip(g.completions, refs)))
-        for g, refs in zip(groups, scored)
-    ]
+    return [g.having(ref_logps=logps) for g, logps in zip(groups, scored)]
 
 
-def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def batch_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Metrics of a sampled batch, before any update. Shares are of answers or of groups."""
     scored = [s for r in rollouts for s in r.scored]
     samples = [s for r in rollouts for s in r.samples]

@@ -12,7 +12,7 @@ from miniact.method.stage import Stage, imitate
 
 def run(stage: Stage) -> None:
     prompter, config = stage.prompter, stage.config
-    for step in stage.log.steps(stage.policy, config):
+    for step in stage.steps():
         batch = stage.states.batch(step, config.batch, stage.seed)
         examples = [
             (

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from miniact.data.trajectories import ExpertStates
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical
 from miniact.runs.files import read_jsonl
-from miniact.types import ActionPair, State
+from miniact.types import Question, Shown, State
 
 SAMPLED_AT_ONCE = 256  # states per call of the sampler
 
@@ -77,27 +77,29 @@ def filter_alternatives(
     return kept, counts
 
 
+Filtered = tuple[list[Question], Counter]  # the pairs of one state, and what became of the rest
+
+
 def make_pairs(
     policy: Policy,
     prompter: Prompter,
     states: ExpertStates,
     config: PairsConfig,
-    provenance: dict[str, Any],
-    counts: Counter,
-) -> Iterator[ActionPair]:
-    """Find K alternatives at each state and yield the pairs that survive. `counts` is updated.
+    seed: int,
+    provenance: dict[str, Any] | None = None,
+) -> Iterator[Filtered]:
+    """Find K alternatives at each state and yield what survives the filters, state by state.
 
-    `provenance` goes into every pair; its "seed" fixes states and samples.
+    `seed` fixes states and samples; `provenance` (of what the policy was) goes into every pair.
     """
-    seed = provenance["seed"]
     chosen = choose_states(states, config.states_per_trajectory, seed)
     for at in range(0, len(chosen), SAMPLED_AT_ONCE):
         batch = [states[i] for i in chosen[at : at + SAMPLED_AT_ONCE]]
         if config.source == "policy":
             proposed = propose(policy, prompter, batch, config, seed + at)
         else:
-            proposed = draw_admissible(batch, config.k, seed + at, counts)
-        yield from pairs_at(batch, proposed, config, provenance, counts)
+            proposed = draw_admissible(batch, config.k, seed + at)
+        yield from pairs_at(batch, proposed, config, provenance)
 
 
 def propose(
@@ -114,7 +116,7 @@ def propose(
 
 
 def draw_admissible(
-    batch: Sequence[tuple[State, str]], k: int, seed: int, counts: Counter
+    batch: Sequence[tuple[State, str]], k: int, seed: int
 ) -> list[list[str | None]]:
     """k admissible actions other than the expert's, drawn uniformly; all where there are fewer."""
     drawn: list[list[str | None]] = []
@@ -122,7 +124,6 @@ def draw_admissible(
         others, _ = filter_alternatives(expert, state.admissible or (), None)
         order = np.random.default_rng([seed, i]).permutation(len(others))
         drawn.append([others[int(j)] for j in order[:k]])
-        counts["unlisted"] += not state.admissible
     return drawn
 
 
@@ -130,41 +131,43 @@ def pairs_at(
     batch: Sequence[tuple[State, str]],
     proposed: Sequence[Sequence[str | None]],
     config: PairsConfig,
-    provenance: dict[str, Any],
-    counts: Counter,
-) -> Iterator[ActionPair]:
-    """The pairs that survive the filters, state by state. `counts` is updated."""
+    provenance: dict[str, Any] | None = None,
+) -> Iterator[Filtered]:
+    """The pairs that survive the filters, state by state, each with its counts."""
     for (state, expert), actions in zip(batch, proposed, strict=True):
         check = state.admissible if config.drop_inadmissible else None
-        kept, filtered = filter_alternatives(expert, actions, check)
+        kept, counts = filter_alternatives(expert, actions, check)
+        if config.source == "admissible":
+            counts["unlisted"] += not state.admissible
+        pairs = [Question(state, expert, (a,), provenance=provenance or {}) for a in kept]
+        yield pairs, counts
+
+
+def gather(by_state: Iterable[Filtered]) -> Filtered:
+    """All pairs in one list, and what became of all proposals."""
+    pairs: list[Question] = []
+    counts: Counter = Counter()
+    for kept, filtered in by_state:
+        pairs += kept
         counts.update(filtered)
-        for alternative in kept:
-            yield ActionPair(state, expert, alternative, provenance=provenance)
+    return pairs, counts
 
 
 # ---- presentation --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What a critic is asked: which of n actions is best here, the expert's or n − 1 others?"""
-
-    state: State
-    expert: str
-    alternatives: tuple[str, ...]
-
-
-def by_state(pairs: Iterable[ActionPair]) -> dict[tuple[State, str], list[str]]:
+def by_state(pairs: Iterable[Question]) -> dict[tuple[State, str], list[str]]:
     """(state, expert action) → its distinct alternatives, in the order of the pairs."""
-    found: dict[tuple[State, str], list[str]] = {}
+    others_at: dict[tuple[State, str], list[str]] = {}
     for pair in pairs:
-        others = found.setdefault((pair.state, pair.expert), [])
-        if all(canonical(pair.alternative) != canonical(other) for other in others):
-            others.append(pair.alternative)
-    return found
+        others = others_at.setdefault((pair.state, pair.expert), [])
+        for alternative in pair.alternatives:
+            if all(canonical(alternative) != canonical(other) for other in others):
+                others.append(alternative)
+    return others_at
 
 
-def questions(pairs: Iterable[ActionPair], choices: int = 2) -> list[Question]:
+def questions(pairs: Iterable[Question], choices: int = 2) -> list[Question]:
     """Pairs as questions with `choices` candidates each. No alternative is used twice.
 
     A state with m alternatives makes m // (choices − 1) questions; what is left over is not used.
@@ -184,42 +187,37 @@ def positions(n: int, seed: Sequence[int], ways: int = 2) -> np.ndarray:
     a critic that always answers "1" earns exactly chance.
     """
     rng = np.random.default_rng(list(seed))
-    return (rng.permutation(n) + rng.integers(ways)) % ways
-
-
-def present(asked: ActionPair | Question, position: int) -> tuple[str, ...]:
-    """The actions in the order shown, the expert's at index `position`."""
-    others = asked.alternatives if isinstance(asked, Question) else (asked.alternative,)
-    return (*others[:position], asked.expert, *others[position:])
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A question as it is put once: the actions in a drawn order, the right one at `right`."""
-
-    state: State
-    actions: tuple[str, ...]
-    right: int
+    balanced_n = rng.permutation(n) % ways  # of 0..n-1, each remainder comes up n / ways times
+    shift = rng.integers(ways)  # if ways does not divide n, chance says who gets the remainder
+    return (balanced_n + shift) % ways
 
 
 def draw_orders(asked: Sequence[Question], seed: Sequence[int]) -> list[Shown]:
-    """Every question with its actions in a uniformly drawn order (see `positions`)."""
+    """Every question with its actions in a uniformly drawn order (see `positions`).
+
+    Drawn anew for each presentation: a fixed order could be learned instead of the judgement.
+    """
     ways = 1 + len(asked[0].alternatives)
     rng = np.random.default_rng([*seed, 1])
     shown = []
     for question, right in zip(asked, positions(len(asked), seed, ways)):
-        order = rng.permutation(ways - 1)
-        mixed = replace(question, alternatives=tuple(question.alternatives[i] for i in order))
-        shown.append(Shown(question.state, present(mixed, int(right)), int(right)))
+        mixed = tuple(question.alternatives[i] for i in rng.permutation(ways - 1))
+        shown.append(replace(question, alternatives=mixed).present(int(right)))
     return shown
 
 
 # ---- files ---------------------------------------------------------------------------------
 
 
-def to_row(pair: ActionPair, history: int) -> dict[str, Any]:
+def to_row(pair: Question, history: int) -> dict[str, Any]:
     """One line of pairs.jsonl. The state keeps its last `history` turns; the rest is counted."""
-    return {**asdict(pair), "state": state_row(pair.state, history)}
+    return {
+        "state": state_row(pair.state, history),
+        "expert": pair.expert,
+        "alternative": pair.alternative,
+        "split": pair.split,
+        "provenance": pair.provenance,
+    }
 
 
 def state_row(state: State, history: int) -> dict[str, Any]:
@@ -236,22 +234,18 @@ def state_from(row: dict[str, Any]) -> State:
     return State(**fields)
 
 
-def read_pairs(path: Path, skip_bad_rows: bool = False) -> list[ActionPair]:
+def read_pairs(path: Path, skip_bad_rows: bool = False) -> list[Question]:
     """Read pairs.jsonl. Raises UserError naming the line and field of a damaged row."""
     pairs = []
     bad: list[int] = []
     for number, _, row in read_jsonl(path, bad if skip_bad_rows else None):
         try:
-            pair = ActionPair(
-                state_from(row["state"]),
-                str(row["expert"]),
-                str(row["alternative"]),
-                str(row.get("split", "train")),
-                row.get("provenance") or {},
-            )
-            if canonical(pair.expert) == canonical(pair.alternative):
+            expert, alternative = str(row["expert"]), str(row["alternative"])
+            if canonical(expert) == canonical(alternative):
                 raise ValueError("expert and alternative are the same action")
-            pairs.append(pair)
+            split, provenance = str(row.get("split", "train")), row.get("provenance") or {}
+            state = state_from(row["state"])
+            pairs.append(Question(state, expert, (alternative,), split, provenance))
         except (KeyError, TypeError, ValueError) as error:
             if skip_bad_rows:
                 bad.append(number)

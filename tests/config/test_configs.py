@@ -13,7 +13,7 @@ from miniact.cli.main import main
 from miniact.config.sections import load_config
 from miniact.method.pairs import to_row
 from miniact.runs.files import write_jsonl
-from miniact.types import ActionPair, State
+from miniact.types import Question, State
 
 CONFIGS = sorted((Path(__file__).parents[2] / "tiny_configs").glob("*.yaml"))
 REDUCED = [
@@ -62,7 +62,7 @@ def test_dry_run(config, chat_model, tmp_path):
     if "alfworld" in config.stem:
         pytest.importorskip("alfworld")
     state = State("s", "t", (), "o")
-    pairs = [ActionPair(state, "look", "wait", split) for split in ("train", "train", "test")]
+    pairs = [Question(state, "look", ("wait",), split) for split in ("train", "train", "test")]
     write_jsonl(tmp_path / "pairs.jsonl", [to_row(p, 9) for p in pairs])
     model = [] if config.stem == "household" else [f"model.path={chat_model}"]
     result = CliRunner().invoke(

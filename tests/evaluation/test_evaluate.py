@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from miniact.config.sections import EvalConfig, PromptConfig
 from miniact.evaluation.evaluate import judgement_accuracy, next_action_accuracy, rate, wilson
 from miniact.method.prompts import Prompter
-from miniact.types import ActionPair, State
+from miniact.types import Question, State
 
-PAIRS = [ActionPair(State(f"s{i}", "t", (), "o"), f"good {i}", f"bad {i}") for i in range(10)]
+PAIRS = [Question(State(f"s{i}", "t", (), "o"), f"good {i}", (f"bad {i}",)) for i in range(10)]
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -205,15 +206,21 @@ def run_step(right: dict[int, int], **config):
     """A GRPO step on one prompt (p,) per entry p: k, of whose 4 answers the first k are right."""
     policy, judged = ScriptedPolicy(), Counter()
 
-    def score(i, sample):
-        prompt = list(right)[i]
+    def score(prompt, sample):
         judged[prompt] += 1
         good = judged[prompt] <= right[prompt]
         return Scored(float(good), good, valid=True)
 
     grpo = GRPOConfig(group_size=4, max_tokens=8, **config)
-    metrics, rollouts = grpo_step(policy, [(p,) for p in right], score, grpo, lr=0.1, seed=0)
+    scorers = [partial(score, p) for p in right]
+    metrics, rollouts = grpo_step(policy, [(p,) for p in right], scorers, grpo, lr=0.1, seed=0)
     return policy, metrics, rollouts
+
+
+def test_dr_grpo_leaves_the_division_by_the_deviation_out():
+    divided, plain = (run_step({2: 1}, variant=v)[2][0].advantages for v in ("dapo", "dr_grpo"))
+    assert plain.tolist() == [0.75, -0.25, -0.25, -0.25]
+    assert divided == pytest.approx(plain / (0.5 + EPSILON))
 
 
 def test_groups_without_a_signal_are_dropped_but_keep_their_share_of_the_weights():

@@ -18,16 +18,16 @@ from miniact.data.trajectories import to_row as trajectory_row
 from miniact.method.pairs import (
     choose_states,
     filter_alternatives,
+    gather,
     make_pairs,
     positions,
-    present,
     read_pairs,
     to_row,
 )
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical, choice_reward
 from miniact.runs.files import write_jsonl
-from miniact.types import ActionPair, State, Step, Trajectory
+from miniact.types import Question, State, Step, Trajectory
 
 actions = st.sampled_from(
     ["look", "Look.", " look ", "go east", "GO  EAST", "open door!", "", "  ."]
@@ -66,8 +66,8 @@ def test_the_order_is_not_always_the_same():
 
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_swapping_flips_the_right_answer_and_nothing_else(a, b):
-    pair = ActionPair(State("s", "t", (), "o"), a, b)
-    first, second = present(pair, 0), present(pair, 1)
+    pair = Question(State("s", "t", (), "o"), a, (b,))
+    first, second = pair.present(0).actions, pair.present(1).actions
     assert first == second[::-1]
     for position, shown in enumerate((first, second)):
         assert shown[position] == a
@@ -88,10 +88,9 @@ def test_pairs_come_from_the_policy_with_provenance(states, tokenizer):
     replies = ["go 99", "go 1", "", "go 99"]
     policy = FakePolicy(tokenizer, lambda prompt, i: replies[i])
     prompter = Prompter(tokenizer, PromptConfig(form="plain"))
-    counts: Counter = Counter()
     provenance = {"model": "fake", "seed": 3, "temperature": 1.0}
     config = PairsConfig(k=4, states_per_trajectory=2)
-    pairs = list(make_pairs(policy, prompter, states, config, provenance, counts))
+    pairs, counts = gather(make_pairs(policy, prompter, states, config, 3, provenance))
     asked = 3 * 2
     assert counts.total() == asked * 4
     assert counts["unparseable"] == asked and counts["duplicate"] == asked
@@ -110,7 +109,7 @@ def test_states_per_trajectory_are_drawn_from_each(states):
 
 def test_a_pair_survives_the_file_and_says_what_history_it_lost(tmp_path):
     history = tuple((f"o{i}", f"a{i}") for i in range(5))
-    pair = ActionPair(State("s", "t", history, "o", ("x", "y")), "x", "y", "id", {"seed": 1})
+    pair = Question(State("s", "t", history, "o", ("x", "y")), "x", ("y",), "id", {"seed": 1})
     path = tmp_path / "pairs.jsonl"
     write_jsonl(path, [to_row(pair, history=99)])
     assert read_pairs(path) == [pair]
@@ -128,7 +127,7 @@ def test_a_pair_survives_the_file_and_says_what_history_it_lost(tmp_path):
     ],
 )
 def test_a_damaged_pair_names_its_line(tmp_path, damage, says):
-    good = to_row(ActionPair(State("s", "t", (), "o"), "x", "y"), 9)
+    good = to_row(Question(State("s", "t", (), "o"), "x", ("y",)), 9)
     bad = json.loads(json.dumps(good))
     damage(bad)
     path = tmp_path / "pairs.jsonl"

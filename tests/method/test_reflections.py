@@ -26,7 +26,7 @@ from miniact.method.controls.reflections import (
 )
 from miniact.method.prompts import Prompter
 from miniact.runs.files import write_jsonl
-from miniact.types import ActionPair, Reflection, Sample, State
+from miniact.types import Question, Reflection, Sample, State
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def write(path, trajectories):  # type: ignore[no-untyped-def]
 
 def pairs_of(trajectory, alternatives=("look", "inventory")):  # type: ignore[no-untyped-def]
     return [
-        ActionPair(trajectory.state(i), step.action, other)
+        Question(trajectory.state(i), step.action, (other,))
         for i, step in enumerate(trajectory.steps)
         for other in alternatives
         if other != step.action
@@ -106,9 +106,9 @@ def test_a_long_outcome_is_cut_and_a_lost_simulator_is_no_outcome(tmp_path):
     (trajectory,) = collect(env, "train", 1, 0, "expert")
     file = write(tmp_path / "t.jsonl", [trajectory])
     state, counts = trajectory.state(0), Counter()  # type: ignore[var-annotated]
-    (found,) = experiences(env, file, [ActionPair(state, "east", "west")], counts)
+    (found,) = experiences(env, file, [Question(state, "east", ("west",))], counts)
     assert found.taken[1] == ("word " * 500)[:OUTCOME_CHARACTERS] + "…"
-    assert not list(experiences(env, file, [ActionPair(state, "east", "crash")], counts))
+    assert not list(experiences(env, file, [Question(state, "east", ("crash",))], counts))
     assert counts == {"not_replayed": 1}
 
 

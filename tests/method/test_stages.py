@@ -19,7 +19,7 @@ from miniact.runs.files import write_jsonl
 from miniact.runs.folder import RunFolder
 from miniact.runs.log import StageLog
 from miniact.runs.progress import Bar
-from miniact.types import ActionPair, State, Step, Trajectory
+from miniact.types import Question, State, Step, Trajectory
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def world(tmp_path, tokenizer):
     steps = tuple(Step(f"room {i}", f"go {i}", (f"go {i}", "wait")) for i in range(6))
     write_jsonl(tmp_path / "t.jsonl", [to_row(Trajectory("t", "walk", steps, True))])
     states = TrajectoryFile(tmp_path / "t.jsonl").states("train")
-    pairs = [ActionPair(State(f"s{i}", "walk", (), f"room {i}"), "good", "bad") for i in range(6)]
+    pairs = [Question(State(f"s{i}", "walk", (), f"room {i}"), "good", ("bad",)) for i in range(6)]
 
     def run(stage, config, script):  # type: ignore[no-untyped-def]
         policy = FakePolicy(tokenizer, script)

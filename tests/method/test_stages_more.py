@@ -29,11 +29,11 @@ from miniact.evaluation.evaluate import judgement_accuracy
 from miniact.method import act
 from miniact.method.controls import choice_sft, dpo, reflect
 from miniact.method.pairs import (
-    Question,
     draw_admissible,
     draw_orders,
+    gather,
     make_pairs,
-    present,
+    pairs_at,
     questions,
     read_pairs,
 )
@@ -44,10 +44,10 @@ from miniact.runs.files import write_jsonl
 from miniact.runs.folder import RunFolder
 from miniact.runs.log import StageLog
 from miniact.runs.progress import Bar
-from miniact.types import ActionPair, Reflection, State, Step, Trajectory
+from miniact.types import Question, Reflection, State, Step, Trajectory
 
 STATES = [State(f"s{i}", "walk", (), f"room {i}") for i in range(6)]
-PAIRS = [ActionPair(s, "good", bad) for s in STATES for bad in ("bad", "worse", "worst")]
+PAIRS = [Question(s, "good", (bad,)) for s in STATES for bad in ("bad", "worse", "worst")]
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_dpo_pulls_the_expert_up_and_the_alternative_down(world, tokenizer):
 
 @given(st.lists(st.sampled_from("abcdefg"), max_size=12), st.integers(2, 4))
 def test_a_question_holds_distinct_alternatives_of_one_state_and_none_is_used_twice(names, choices):
-    pairs = [ActionPair(STATES[ord(n) % 2], "good", n) for n in names]
+    pairs = [Question(STATES[ord(n) % 2], "good", (n,)) for n in names]
     asked = questions(pairs, choices)
     used = Counter((q.state.id, a) for q in asked for a in q.alternatives)
     assert all(n == 1 for n in used.values())
@@ -199,7 +199,7 @@ def test_judging_puts_the_expert_in_every_place(tokenizer):
 
 @given(st.integers(0, 3))
 def test_presenting_moves_the_expert_and_keeps_the_others_in_order(place):
-    shown = present(Question(STATES[0], "x", ("a", "b", "c")), place)
+    shown = Question(STATES[0], "x", ("a", "b", "c")).present(place).actions
     assert shown[place] == "x" and [a for a in shown if a != "x"] == ["a", "b", "c"]
 
 
@@ -212,17 +212,18 @@ actions = st.lists(st.sampled_from(["go 1", "Go 1.", "wait", "look", "take a", "
 @given(actions, st.integers(1, 4), st.integers(0, 2**32))
 def test_drawn_alternatives_are_admissible_distinct_and_never_the_experts(listed, k, seed):
     state = State("s", "t", (), "o", tuple(listed) or None)
-    counts: Counter = Counter()
-    (drawn,) = draw_admissible([(state, "go 1")], k, seed, counts)
+    (drawn,) = draw_admissible([(state, "go 1")], k, seed)
     forms = [canonical(a) for a in drawn]
     others = {canonical(a) for a in listed} - {"go 1"}
     assert set(forms) <= others and len(set(forms)) == len(forms) == min(k, len(others))
+    config = PairsConfig(source="admissible")
+    _, counts = gather(pairs_at([(state, "go 1")], [drawn], config))
     assert counts["unlisted"] == (not listed)
 
 
 def test_admissible_alternatives_are_drawn_uniformly():
     state = State("s", "t", (), "o", ("a", "b", "c", "d", "x"))
-    drawn = draw_admissible([(state, "x")] * 4000, 2, 0, Counter())
+    drawn = draw_admissible([(state, "x")] * 4000, 2, 0)
     counts = Counter(a for pair in drawn for a in pair)
     assert all(abs(counts[a] - 2000) < 150 for a in "abcd")  # 5 σ
 
@@ -232,10 +233,9 @@ def test_pairs_from_admissible_actions_ask_no_policy(tmp_path, tokenizer):
     write_jsonl(tmp_path / "t.jsonl", [to_row(Trajectory("t", "walk", steps, True))])
     states = TrajectoryFile(tmp_path / "t.jsonl").states("train")
     policy = FakePolicy(tokenizer, lambda p, i: "")
-    counts: Counter = Counter()
     config = PairsConfig(source="admissible", k=5)
     prompter = Prompter(tokenizer, PromptConfig())
-    pairs = list(make_pairs(policy, prompter, states, config, {"seed": 1}, counts))
+    pairs, counts = gather(make_pairs(policy, prompter, states, config, 1))
     assert not policy.prompts and counts["kept"] == len(pairs) == 8
     assert Counter(p.alternative for p in pairs) == {"wait": 4, "look": 4}
 

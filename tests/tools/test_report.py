@@ -28,7 +28,6 @@ from miniact.config.sections import Config, GRPOConfig, ILConfig, PromptConfig, 
 from miniact.evaluation.episodes import Episode, Move
 from miniact.evaluation.evaluate import evaluate_episodes, rate
 from miniact.method.grpo import advantages
-from miniact.method.pairs import present
 from miniact.method.pairs import to_row as pair_row
 from miniact.method.prompts import Prompter
 from miniact.runs.files import write_json, write_jsonl, write_text
@@ -39,7 +38,7 @@ from miniact.tools.report import page as report_html
 from miniact.tools.report import samples as report_samples
 from miniact.tools.report.page import curve, write_html
 from miniact.tools.report.samples import candidates, episode_item, group_item, spread
-from miniact.types import ActionPair, Rollout, Sample, Scored, State
+from miniact.types import Question, Rollout, Sample, Scored, State
 
 EVIL = "</script><script>window.pwned=1</script><!--<img src=x onerror='window.pwned=2'>]]>\u2028"
 EVIL_NAME = "<img src=x onerror=window.pwned=3><script>window.pwned=4<!--"  # may name a folder
@@ -55,9 +54,9 @@ def a_state(i: int, extra: str = "") -> State:
     return State(f"id/put/{i}#1", f"put pen {i} in drawer{extra}", (("a room", "look"),), seen)
 
 
-def a_pair(i: int, extra: str = "") -> ActionPair:
+def a_pair(i: int, extra: str = "") -> Question:
     split = "train" if i % 2 else "id"
-    return ActionPair(a_state(i, extra), f"open drawer {i}", f"go to shelf {i}{extra}", split)
+    return Question(a_state(i, extra), f"open drawer {i}", (f"go to shelf {i}{extra}",), split)
 
 
 def an_episode(i: int, split: str, wins: bool, extra: str = "") -> Episode:
@@ -76,7 +75,8 @@ def a_rollout(prompter: Prompter, step: int, kind: str, extra: str = "") -> Roll
     """Four answers. Step 0: two right, one wrong, one unreadable and cut off; later: all right."""
     pair = a_pair(step)
     if kind == "act":
-        prompt = prompter.critic(pair.state, present(pair, 1), True).tokens  # the expert's is 2nd
+        shown = pair.present(1)  # the expert's is the second
+        prompt = prompter.critic(shown.state, shown.actions, True).tokens
         right, wrong = "<choice>2</choice>", "<choice>1</choice>"
     else:
         prompt = prompter.action(pair.state, True).tokens

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from miniact.data.trajectories import shuffled
 from miniact.method.pairs import draw_orders
-from miniact.method.stage import Stage, imitate
+from miniact.method.stage import Stage, imitate, needs
 
 
+@needs("pairs")
 def run(stage: Stage) -> None:
     prompter, config = stage.prompter, stage.config
-    asked = stage.questions()
-    for step in stage.log.steps(stage.policy, config):
+    asked = stage.questions
+    for step in stage.steps():
         picks = shuffled(len(asked), step, config.batch, stage.seed)
         examples = [
             (

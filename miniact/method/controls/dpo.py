@@ -11,26 +11,24 @@ cross-entropy with those weights has exactly the gradient of L.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from miniact.backends.protocol import Policy
 from miniact.data.trajectories import shuffled
 from miniact.method.losses import cross_entropy, dpo
-from miniact.method.stage import Stage, learning_rate
+from miniact.method.stage import Stage, learning_rate, needs
 from miniact.types import Completion, Group
 
 
+@needs("pairs")
 def run(stage: Stage) -> None:
     prompter, config = stage.prompter, stage.config
-    stage.policy.freeze_reference()
-    for step in stage.log.steps(stage.policy, config):
+    for step in stage.steps():
         picks = shuffled(len(stage.pairs), step, config.batch, stage.seed)
         groups, dropped = [], 0
         for pair in (stage.pairs[i] for i in picks):
             prompt = prompter.action(pair.state, config.thinking)
-            both = map(prompter.render_action, (pair.expert, pair.alternative))
+            both = map(prompter.render_action, (pair.expert, *pair.alternatives))
             replies = tuple(Completion(prompter.reply_tokens(text)) for text in both)
             groups.append(Group(prompt.tokens, replies))
             dropped += prompt.dropped
@@ -55,14 +53,8 @@ def weigh_preferences(
     )
     loss_B, pull_B = dpo(gain_B2[:, 0], gain_B2[:, 1], beta)
     weighted = [
-        replace(
-            group,
-            completions=tuple(
-                replace(c, weight=sign * float(pull) / len(groups))
-                for c, sign in zip(group.completions, (1, -1))
-            ),
-        )
-        for group, pull in zip(groups, pull_B)
+        group.having(weight=[pull / len(groups), -pull / len(groups)])
+        for group, pull in zip(groups, map(float, pull_B))
     ]
     margin_B = gain_B2[:, 0] - gain_B2[:, 1]
     return weighted, {

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from miniact import UserError
 from miniact.data.trajectories import shuffled
-from miniact.method.stage import Stage, imitate
+from miniact.method.stage import Stage, imitate, needs
 
 
+@needs("pairs", "reflections")
 def run(stage: Stage) -> None:
     prompter, config = stage.prompter, stage.config
     thoughts = round(config.share * config.batch)
     if thoughts and not stage.reflections:
         raise UserError("stage.reflect: there are no reflections; see reflections.counts.json")
-    for step in stage.log.steps(stage.policy, config):
+    for step in stage.steps():
         examples = []
         for i in shuffled(len(stage.reflections), step, thoughts, stage.seed):
             known = stage.reflections[i]

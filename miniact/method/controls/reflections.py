@@ -35,7 +35,7 @@ from miniact.method.pairs import SAMPLED_AT_ONCE, by_state, state_from, state_ro
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical, same_action
 from miniact.runs.files import read_jsonl
-from miniact.types import ActionPair, Reflection, Sample, State, Trajectory
+from miniact.types import Question, Reflection, Sample, State, Trajectory
 
 OUTCOME_CHARACTERS = 600  # of an outcome, at most: some worlds answer with pages
 _LABEL = re.compile(
@@ -75,7 +75,7 @@ def replay(env: Env, trajectory: Trajectory, steps: int) -> bool:
 
 
 def experiences(
-    env: Env, file: TrajectoryFile, pairs: Iterable[ActionPair], counts: Counter
+    env: Env, file: TrajectoryFile, pairs: Iterable[Question], counts: Counter
 ) -> Iterator[Experience]:
     """Execute every action of every state with pairs. States that cannot be reached are counted."""
     by_id = {file.read(i).id: i for i, split in enumerate(file.splits) if split == "train"}
