@@ -15,8 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from miniact.config.sections import STAGES, Config
+from miniact.config import Config
+from miniact.config.sections import STAGES
 from miniact.experiments.metrics import EVALUATION, TRAINING
+
+BOUNDS = {"low": "≥", "high": "≤", "below": "<"}
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,13 @@ def keys_of(where: str, cls: type) -> list[Key]:
         default = field.default
         if callable(field.default_factory):
             default = field.default_factory()
-        low = "" if meta["low"] is None else f"≥ {meta['low']:g}"
+        bounds = [f"{BOUNDS[name]} {meta[name]:g}" for name in BOUNDS if name in meta]
         found.append(
             Key(
                 f"{where}.{field.name}" if where else field.name,
                 types[field.name].__name__,
                 json.dumps(default, ensure_ascii=False),
-                ", ".join(map(str, meta["choices"])) or low,
+                ", ".join(map(str, meta["choices"])) or ", ".join(bounds),
                 meta["doc"],
                 next(c for c in cls.__mro__ if field.name in inspect.get_annotations(c)),
             )

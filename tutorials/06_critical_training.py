@@ -29,7 +29,7 @@ from rich.console import Console
 
 from miniact.backends.protocol import load_policy
 from miniact.cli.common import find_config
-from miniact.config.sections import load_config
+from miniact.config import load_config
 from miniact.evaluation.evaluate import judgement_accuracy, wilson
 from miniact.experiments.pipeline import start_run
 from miniact.experiments.reading import read_metrics

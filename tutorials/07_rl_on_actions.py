@@ -31,7 +31,7 @@ from rich.console import Console
 
 from miniact.backends.protocol import load_policy
 from miniact.cli.common import find_config
-from miniact.config.sections import load_config
+from miniact.config import load_config
 from miniact.data.trajectories import TrajectoryFile, collect, to_row
 from miniact.envs import make_env
 from miniact.evaluation.episodes import PlayOptions, play_episodes

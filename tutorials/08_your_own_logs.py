@@ -32,7 +32,7 @@ from rich.console import Console
 import miniact
 from miniact.backends.models import find_model, load_tokenizer
 from miniact.cli.common import find_config
-from miniact.config.sections import load_config
+from miniact.config import load_config
 from miniact.data.importing import describe, import_log, read_log
 from miniact.data.trajectories import TrajectoryFile, hold_out
 from miniact.evaluation.evaluate import wilson

@@ -44,7 +44,8 @@ import miniact
 from miniact.backends.models import find_model, rope_at_top
 from miniact.backends.protocol import Policy, load_policy
 from miniact.cli.common import find_config
-from miniact.config.sections import ModelConfig, PromptConfig, load_config
+from miniact.config import load_config
+from miniact.config.sections import ModelConfig, PromptConfig
 from miniact.data.trajectories import collect
 from miniact.envs import make_env
 from miniact.method.grpo import advantages, make_group, weigh

@@ -29,7 +29,9 @@ from safetensors import safe_open
 
 from miniact.backends.models import find_model
 from miniact.cli.common import find_config
-from miniact.config.sections import ModelConfig, load_config, to_dict
+from miniact.config import load_config
+from miniact.config.load import to_dict
+from miniact.config.sections import ModelConfig
 from miniact.tools.cost import known_shape, read_shape
 from miniact.tools.plan import (
     CHUNK,

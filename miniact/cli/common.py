@@ -14,7 +14,7 @@ import click
 from miniact import Interrupted, UserError
 
 if TYPE_CHECKING:
-    from miniact.config.sections import Config
+    from miniact.config import Config
 
 # How long a waiting thread spins before it sleeps. OpenMP's default (300,000 rounds, milliseconds)
 # is up to ten times slower where other work shares the cores; not to spin at all costs 15 %.
@@ -110,7 +110,7 @@ def takes_config(*shorthands: str) -> Callable[[Callable], Callable]:
 
 
 def _read_config(arguments: tuple[str, ...], settings: list[str]) -> Config:
-    from miniact.config.sections import load_config
+    from miniact.config import load_config
 
     names = [a for a in arguments if "=" not in a]
     if len(names) > 1:

@@ -64,7 +64,7 @@ def _stage_command(name: str, doc: str) -> None:
     def command(config, out):  # type: ignore[no-untyped-def]
         from rich.console import Console
 
-        from miniact.config.sections import with_overrides
+        from miniact.config.load import with_overrides
         from miniact.experiments.pipeline import start_run
 
         start_run(with_overrides(config, [f"recipe={name}"]), out, Console())
@@ -119,7 +119,7 @@ def evaluate(config, policy, intervene, suite, limit, out):  # type: ignore[no-u
     """Measure a model or an adapter on held-out tasks, states and pairs."""
     from rich.console import Console
 
-    from miniact.config.sections import with_overrides
+    from miniact.config.load import with_overrides
 
     more = ["recipe=[]", *([f"eval.intervene={intervene}"] if intervene else [])]
     more += ["eval.judge_thinking=true"] if intervene in ("remove", "wrong") else []
@@ -189,7 +189,7 @@ def show_config(config):  # type: ignore[no-untyped-def]
     """Print the resolved configuration, checked."""
     import yaml
 
-    from miniact.config.sections import to_dict
+    from miniact.config.load import to_dict
 
     click.echo(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), nl=False)
 

@@ -1,1 +1,11 @@
-"""The configuration: every key with its meaning."""
+"""The configuration: every key with its meaning; reading, overriding, checking.
+
+sections.py   one dataclass per section of the YAML file, and the rules about it
+load.py       a file and `section.key=value` overrides → Config; rules between sections
+strict.py     dataclasses from nested mappings: what is unknown or of a wrong type is refused
+"""
+
+from miniact.config.load import load_config
+from miniact.config.sections import Config
+
+__all__ = ["Config", "load_config"]

@@ -1,32 +1,24 @@
-"""The configuration: one frozen dataclass per section of the YAML file, strict and typed.
+"""One frozen dataclass per section of the YAML file: every key with its meaning.
 
 A key is declared once, by `key(default, "meaning", ...)`; from that come its type check, its range
-check, the `key=value` overrides of the command line and the reference page. Defaults are miniact's
-own choices: the paper's public material does not give them (see the README).
+check, the `key=value` overrides of the command line and the reference page. A rule about one
+section is its `check`. Defaults are miniact's own choices: the paper's public material does not
+give them (see the README).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import typing
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import yaml
+from dataclasses import dataclass, field, fields
 
 from miniact import UserError
-from miniact.config.strict import build, key
+from miniact.config.strict import key
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The model, and how it is trained."""
 
-    path: str = key(
-        "builtin:tiny", "model folder, .gguf file, pypi:PACKAGE, builtin:tiny or hub name"
-    )
+    path: str = key("builtin:tiny", "model folder, .gguf, pypi:PACKAGE, builtin:tiny or hub name")
     backend: str = key(
         "auto",
         "library that computes; auto: MLX on Apple silicon where it is installed, else PyTorch",
@@ -52,7 +44,6 @@ class ModelConfig:
         "most tokens in one forward pass; lower it if memory runs out: the result stays the same",
         low=16,
     )
-    weight_decay: float = key(0.0, "AdamW's decoupled weight decay", low=0)
 
 
 @dataclass(frozen=True)
@@ -76,9 +67,7 @@ class EnvConfig:
     name: str = key("household", "environment; none: work from a trajectory file alone")
     options: dict = key({}, "passed to the environment, for example {max_steps: 20}")
     train_tasks: int = key(200, "expert trajectories to collect from the train split", low=1)
-    heldout_tasks: int = key(
-        40, "expert trajectories per evaluation split, never trained on", low=0
-    )
+    heldout_tasks: int = key(40, "expert trajectories per held-out split, never trained on", low=0)
     parallel: int = key(128, "episodes played at once, in this process (see workers)", low=1)
     workers: int = key(
         0,
@@ -88,10 +77,14 @@ class EnvConfig:
     )
     trajectories: str = key("", "trajectory file (.jsonl, .parquet) or HF dataset to use instead")
     columns: dict = key({}, "our field → the file's column, where they differ: {task: instruction}")
-    heldout_share: float = key(
-        0.2, "share of trajectories held out when the file has one split only", low=0
-    )
+    heldout_share: float = key(0.2, "share to hold out of a file with one split", low=0, below=1)
     skip_bad_rows: bool = key(False, "count malformed rows and go on, instead of stopping")
+
+    def check(self, where: str) -> None:
+        if self.name == "none" and not self.trajectories:
+            raise UserError(
+                f"{where}.trajectories: expected a file of expert steps, since {where}.name is none"
+            )
 
 
 @dataclass(frozen=True)
@@ -122,15 +115,11 @@ class PairsConfig:
 class StageConfig:
     """Keys that every stage has."""
 
-    steps: int = key(
-        100, "training steps; in act and rl each makes `updates` optimizer steps", low=0
-    )
+    steps: int = key(100, "training steps; in act and rl each is `updates` optimizer steps", low=0)
     batch: int = key(16, "prompts per step", low=1)
     lr: float = key(1e-4, "learning rate", low=0)
     warmup: int = key(5, "steps over which the learning rate rises from 0", low=0)
-    schedule: str = key(
-        "constant", "learning rate after the warm-up", choices=("constant", "linear")
-    )
+    schedule: str = key("constant", "learning rate after warm-up", choices=("constant", "linear"))
     max_grad_norm: float = key(1.0, "a gradient of a larger L2 norm is scaled down to it", low=0)
     thinking: bool = key(False, "let the model think before it answers")
     checkpoint_every: int = key(25, "steps between checkpoints", low=1)
@@ -146,9 +135,7 @@ class GRPOConfig(StageConfig):
     """Keys of both RL stages: `act` (rewards the choice) and `rl` (rewards the action)."""
 
     group_size: int = key(8, "answers per prompt (G); an advantage needs at least 2", low=2)
-    temperature: float = key(
-        1.0, "sampling temperature; no top-p, so that sampled = scored", low=1e-3
-    )
+    temperature: float = key(1.0, "sampling temperature; no top-p: sampled = scored", low=1e-3)
     max_tokens: int = key(24, "longest answer, in tokens", low=1)
     variant: str = key(
         "grpo",
@@ -161,9 +148,18 @@ class GRPOConfig(StageConfig):
     beta: float = key(0.0, "β: weight of the KL term to the stage's starting adapter", low=0)
     updates: int = key(1, "optimizer steps per sampled batch", low=1)
     format_weight: float = key(
-        0.0, "w in reward = (1 − w)·correct + w·well formed; under 0.5", low=0
+        0.0,
+        "w in reward = (1 − w)·correct + w·well formed; form must not outrank correctness",
+        low=0,
+        below=0.5,
     )
     admissible_credit: float = key(0.0, "reward of a wrong but admissible action (rl only)", low=0)
+
+    def check(self, where: str) -> None:
+        if self.admissible_credit >= 1 - self.format_weight:
+            raise UserError(
+                f"{where}.admissible_credit: would outrank correctness, use a smaller value"
+            )
 
 
 @dataclass(frozen=True)
@@ -193,9 +189,7 @@ class DPOConfig(StageConfig):
 class ReflectConfig(StageConfig):
     """Early Experience: imitate reflections on what each action led to, mixed with IL."""
 
-    share: float = key(
-        0.5, "share of a batch that are reflections; the rest are expert actions", low=0
-    )
+    share: float = key(0.5, "share of reflections in a batch; the rest is imitation", low=0, high=1)
     max_tokens: int = key(256, "longest reflection, in tokens; a longer one is dropped", low=1)
     temperature: float = key(1.0, "sampling temperature of the policy that reflects", low=0)
 
@@ -210,7 +204,7 @@ class StagesConfig:
     reflect: ReflectConfig = field(default_factory=ReflectConfig)
 
 
-STAGES = tuple(field.name for field in dataclasses.fields(StagesConfig))
+STAGES = tuple(f.name for f in fields(StagesConfig))  # what a recipe is made of
 
 
 @dataclass(frozen=True)
@@ -220,9 +214,7 @@ class EvalConfig:
     episodes: int = key(100, "episodes per split; 0: none", low=0)
     splits: list = key(["id", "ood"], "splits of the environment to evaluate on")
     states: int = key(200, "held-out expert states for next-action accuracy", low=0)
-    pairs: int = key(
-        200, "held-out pairs for judgement accuracy, asked with the expert in every position", low=0
-    )
+    pairs: int = key(200, "pairs for judgement accuracy, with the expert in every position", low=0)
     temperature: float = key(0.0, "sampling temperature; 0: greedy", low=0)
     max_tokens: int = key(24, "longest action reply, in tokens", low=1)
     judge_max_tokens: int = key(24, "longest judgement reply, in tokens", low=1)
@@ -235,6 +227,13 @@ class EvalConfig:
         choices=("none", "remove", "wrong"),
     )
 
+    def check(self, where: str) -> None:
+        if self.intervene != "none" and not self.judge_thinking:
+            raise UserError(
+                f"{where}.intervene: {self.intervene} changes the critic's reasoning, and there is "
+                f"none; set {where}.judge_thinking: true"
+            )
+
 
 @dataclass(frozen=True)
 class Config:
@@ -246,152 +245,3 @@ class Config:
     pairs: PairsConfig = field(default_factory=PairsConfig)
     stage: StagesConfig = field(default_factory=StagesConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-
-
-def _thinks(config: Config) -> bool:
-    stages = (getattr(config.stage, name) for name in STAGES)
-    judges = config.eval.thinking or config.eval.judge_thinking or config.eval.intervene != "none"
-    return judges or config.pairs.thinking or any(s.thinking for s in stages)
-
-
-def _validate(config: Config) -> Config:
-    for i, name in enumerate(config.recipe):
-        if name not in STAGES:
-            near = difflib.get_close_matches(name, STAGES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(
-                f"recipe[{i}]: unknown stage {name!r}, one of {', '.join(STAGES)}{hint}"
-            )
-    _validate_stages(config)
-    _validate_pairs(config)
-    if config.prompt.form == "plain" and _thinks(config):
-        raise UserError(
-            "prompt.form: plain replies hold no reasoning; use tags, or thinking: false"
-        )
-    if config.eval.intervene != "none" and not config.eval.judge_thinking:
-        raise UserError(
-            f"eval.intervene: {config.eval.intervene} changes the critic's reasoning, and there is "
-            "none; set eval.judge_thinking: true"
-        )
-    answers = [config.stage.act.max_tokens, config.stage.rl.max_tokens, config.eval.max_tokens]
-    if "reflect" in config.recipe:
-        answers.append(config.stage.reflect.max_tokens)
-    longest = config.prompt.max_tokens + max(answers)
-    if longest > config.model.max_tokens_per_batch:
-        raise UserError(
-            f"model.max_tokens_per_batch: {config.model.max_tokens_per_batch} is less than one "
-            f"prompt and its answer, {longest}; raise it, or lower prompt.max_tokens"
-        )
-    if config.env.heldout_share >= 1:
-        raise UserError(
-            f"env.heldout_share: {config.env.heldout_share} leaves nothing to train on; expected "
-            "under 1"
-        )
-    if config.env.name == "none" and not config.env.trajectories:
-        raise UserError("env.trajectories: expected a file of expert steps, since env.name is none")
-    return config
-
-
-def _validate_stages(config: Config) -> None:
-    """What holds for one stage alone."""
-    for name in ("act", "rl"):
-        weight = getattr(config.stage, name).format_weight
-        if weight >= 0.5:
-            raise UserError(
-                f"stage.{name}.format_weight: {weight} outranks correctness; expected under 0.5"
-            )
-    if config.stage.rl.admissible_credit >= 1 - config.stage.rl.format_weight:
-        raise UserError(
-            "stage.rl.admissible_credit: would outrank correctness, use a smaller value"
-        )
-    if config.stage.reflect.share > 1:
-        raise UserError(
-            f"stage.reflect.share: {config.stage.reflect.share} is over 1, a whole batch"
-        )
-    if "reflect" in config.recipe:
-        if config.prompt.form == "plain":
-            raise UserError("stage.reflect: plain replies hold no reasoning; use prompt.form: tags")
-        if config.env.name == "none":
-            raise UserError(
-                "stage.reflect: acts in the environment, and env.name is none; name one"
-            )
-
-
-def _validate_pairs(config: Config) -> None:
-    """What holds between pairs and the stages that use them."""
-    pairs, refresh = config.pairs, config.stage.act.refresh_pairs
-    if pairs.choices > pairs.k + 1 and (refresh or not pairs.file):
-        raise UserError(
-            f"pairs.choices: {pairs.choices} candidates need pairs.k of at least "
-            f"{pairs.choices - 1}, got {pairs.k}"
-        )
-    if refresh and pairs.source == "admissible":
-        raise UserError(
-            "stage.act.refresh_pairs: admissible alternatives do not depend on the policy; use 0, "
-            "or pairs.source: policy"
-        )
-
-
-def to_dict(config: Any) -> dict:
-    return dataclasses.asdict(config)
-
-
-def differing(before: dict, after: dict, where: str = "") -> list[str]:
-    """The keys, as section.key, in which two resolved configs differ."""
-    found = []
-    for name, value in after.items():
-        known = before.get(name)
-        if isinstance(value, dict) and isinstance(known, dict) and name != "options":
-            found += differing(known, value, f"{where}{name}.")
-        elif known != value:
-            found.append(where + name)
-    return found
-
-
-def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> Config:
-    """Read a YAML file (None: all defaults), apply `section.key=value` overrides, check everything.
-
-    Raises UserError, naming file or key, on anything unknown or of the wrong type or range.
-    """
-    data: Any = {}
-    if path is not None:
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be read ({error.strerror}); expected a YAML file"
-            ) from None
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or 2020-13-45
-            raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-        data = {} if data is None else data
-        if not isinstance(data, dict):
-            raise UserError(f"{path}: expected sections such as model: and env:, got {data!r:.60}")
-    try:
-        return _validate(build(Config, _override(data, overrides), ""))
-    except UserError as error:
-        raise UserError(f"{path}: {error}" if path else str(error)) from None
-
-
-def with_overrides(config: Config, overrides: typing.Sequence[str]) -> Config:
-    """The same config with some `section.key=value` changed, checked again."""
-    return _validate(build(Config, _override(to_dict(config), overrides), ""))
-
-
-def _override(data: dict, overrides: typing.Sequence[str]) -> dict:
-    for override in overrides:
-        name, sep, text = override.partition("=")
-        if not sep:
-            raise UserError(f"{override!r}: expected key=value, for example stage.act.steps=50")
-        *sections, last = name.split(".")
-        node = data
-        for section in sections:
-            inner = node.get(section, {})
-            if not isinstance(inner, dict):
-                raise UserError(f"{name}: {section} is no section")
-            node[section] = dict(inner)  # a copy: two sections may be one object, by a YAML alias
-            node = node[section]
-        try:
-            node[last] = yaml.safe_load(text) if text else ""
-        except (yaml.YAMLError, ValueError):
-            node[last] = text
-    return data

@@ -1,25 +1,39 @@
 """Frozen dataclasses from nested mappings, strictly: what is unknown or of a wrong type is refused.
 
-The machinery under config.py; it knows no key of miniact.
+It knows no key of miniact. A section may have a method `check(where)` for rules of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
 import typing
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Any
 
 from miniact import UserError
 
+BOUNDS = {  # as in key(…, low=0): what holds then, and what a value is that breaks it
+    "low": (operator.ge, "small, expected at least"),
+    "high": (operator.le, "large, expected at most"),
+    "below": (operator.lt, "large, expected under"),
+}
 
-def key(default: Any, doc: str, *, low: float | None = None, choices: tuple = ()) -> Any:
-    """A dataclass field that knows its meaning, its smallest value and its choices."""
-    metadata = {"doc": doc, "low": low, "choices": choices}
+
+def key(default: Any, doc: str, *, choices: tuple = (), **bounds: float) -> Any:
+    """A dataclass field that knows its meaning, its bounds (see BOUNDS) and its choices."""
+    metadata = {"doc": doc, "choices": choices, **bounds}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def suggestion(name: Any, known: Iterable[str]) -> str:
+    """For a message on an unknown name: the one that was meant, or all there are."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
 
 
 def _coerce(value: Any, declared: Any, where: str) -> Any:
@@ -49,10 +63,11 @@ def _coerce(value: Any, declared: Any, where: str) -> Any:
 
 
 def _check(value: Any, meta: typing.Mapping, where: str) -> None:
-    if meta.get("choices") and value not in meta["choices"]:
+    if meta["choices"] and value not in meta["choices"]:
         raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, meta['choices']))}")
-    if meta.get("low") is not None and not value >= meta["low"]:
-        raise UserError(f"{where}: {value} is too small, expected at least {meta['low']}")
+    for name, (holds, broken) in BOUNDS.items():
+        if name in meta and not holds(value, meta[name]):
+            raise UserError(f"{where}: {value} is too {broken} {meta[name]}")
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
         raise UserError(f"{where}: {value} is not a finite number")
 
@@ -67,12 +82,13 @@ def build(cls: type, data: Any, where: str) -> Any:
     for name, value in data.items():
         path = f"{where}.{name}" if where else str(name)
         if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
-            raise UserError(f"{path}: unknown key; {hint}")
+            raise UserError(f"{path}: unknown key; {suggestion(name, fields)}")
         if dataclasses.is_dataclass(declared[name]):
             values[name] = build(declared[name], value, path)  # type: ignore[arg-type]
         else:
             values[name] = _coerce(value, declared[name], path)
             _check(values[name], fields[name].metadata, path)
-    return cls(**values)
+    section = cls(**values)
+    if hasattr(section, "check"):
+        section.check(where)
+    return section

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from miniact import UserError
-from miniact.config.sections import Config
+from miniact.config import Config
 from miniact.envs import Env, make_env
 from miniact.evaluation.evaluate import rate
 from miniact.runs.files import write_json

@@ -23,7 +23,8 @@ from pathlib import Path
 from rich.console import Console
 
 from miniact import UserError
-from miniact.config.sections import Config, differing, load_config, to_dict, with_overrides
+from miniact.config import Config
+from miniact.config.load import changed_keys, differing, with_overrides
 from miniact.experiments.compare import Comparison, begin, common_stages, siblings
 from miniact.experiments.pipeline import run_recipe
 from miniact.experiments.reading import read_metrics
@@ -102,7 +103,7 @@ def measure(whole: Comparison, console: Console) -> Speed:
         config = with_overrides(whole.config, [f"seed={seed}", *settings])
         out = whole.folder / "budget" / name / f"seed{seed}"
         saved = out / "config.yaml"
-        same = saved.is_file() and not differing(to_dict(load_config(saved)), to_dict(config))
+        same = saved.is_file() and not changed_keys(saved, config)
         if not (same and (out / "results.json").is_file()):  # half a measurement tells no time
             shutil.rmtree(out, ignore_errors=True)
             begin(config, out, siblings(whole.folder, seed))

@@ -23,7 +23,8 @@ import yaml
 from rich.console import Console
 
 from miniact import UserError
-from miniact.config.sections import Config, differing, load_config, to_dict, with_overrides
+from miniact.config import Config, load_config
+from miniact.config.load import changed_keys, differing, to_dict, with_overrides
 from miniact.experiments.pipeline import environment, run_recipe, write_config
 from miniact.experiments.recipes import Recipe
 from miniact.experiments.table import build, print_comparison, write_comparison
@@ -77,7 +78,7 @@ def _link(source: str, target: str) -> None:
 
 def begin(config: Config, out: Path, siblings: Iterable[Path]) -> str:
     """Begin run folder `out` with whatever siblings have done already; returns what that was."""
-    known = [(path, load_config(path / "config.yaml")) for path in siblings]
+    known = [(path, load_config(path / "config.yaml", saved=True)) for path in siblings]
     shared: dict[str, Path] = {}
     best, at = -1, None
     for path, other in known:
@@ -173,7 +174,7 @@ class Comparison:
         self.check_rows()
         saved = self.folder / "compare.yaml"
         if saved.is_file():
-            changed = differing(to_dict(load_config(saved)), self.shared())
+            changed = differing(to_dict(load_config(saved, saved=True)), self.shared())
             if changed:
                 raise UserError(
                     f"{self.folder}: holds a comparison whose {changed[0]!r} differs; its runs "
@@ -185,7 +186,7 @@ class Comparison:
 
     def _check_run(self, out: Path, config: Config) -> None:
         if (out / "config.yaml").is_file():
-            changed = differing(to_dict(load_config(out / "config.yaml")), to_dict(config))
+            changed = changed_keys(out / "config.yaml", config)
             if changed:
                 raise UserError(
                     f"{out}: was run with another {changed[0]!r} than this row asks for; give the "

@@ -27,7 +27,8 @@ from rich.console import Console
 
 from miniact import UserError
 from miniact.backends.protocol import Policy, load_policy, resolve_backend
-from miniact.config.sections import Config, differing, load_config, to_dict
+from miniact.config import Config, load_config
+from miniact.config.load import changed_keys, to_dict
 from miniact.data.trajectories import TrajectoryFile, collect, hold_out, import_rows, to_row
 from miniact.envs import Env, make_env
 from miniact.envs.workers import WorkerEnv
@@ -374,7 +375,7 @@ def opened(config: Config, out: Path, console: Console) -> Iterator[Pipeline]:
     """The pipeline of a new run folder, or of one that holds the same config."""
     saved = out / "config.yaml"
     if saved.is_file():
-        changed = differing(to_dict(load_config(saved)), to_dict(config))
+        changed = changed_keys(saved, config)
         if changed:
             raise UserError(
                 f"{out}: holds a run whose {changed[0]!r} differs; choose another --out, or go on "
@@ -412,7 +413,7 @@ def only_pairs(config: Config, out: Path, console: Console) -> None:
 def resume_run(out: Path, console: Console) -> dict[str, Any]:
     if not (out / "config.yaml").is_file():
         raise UserError(f"{out}: no config.yaml; expected the folder of a miniact run")
-    return start_run(load_config(out / "config.yaml"), out, console)
+    return start_run(load_config(out / "config.yaml", saved=True), out, console)
 
 
 def collect_to(config: Config, out: Path, console: Console) -> None:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 from miniact import UserError
-from miniact.config.sections import Config
+from miniact.config import Config
 
 BASE = "base"
 SAFE_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]*")

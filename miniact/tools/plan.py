@@ -22,7 +22,8 @@ from rich.table import Table
 
 from miniact import UserError
 from miniact.backends.protocol import resolve_backend
-from miniact.config.sections import Config, ModelConfig
+from miniact.config import Config
+from miniact.config.sections import ModelConfig
 from miniact.tools.cost import Shape, forward_flops, known_shape, training_flops
 
 GB = 1e9

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from miniact import UserError
-from miniact.config.sections import Config
+from miniact.config import Config
 from miniact.envs import make_env
 from miniact.method.pairs import read_pairs
 from miniact.runs.files import read_jsonl

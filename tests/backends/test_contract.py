@@ -325,8 +325,8 @@ class TestTraining:
                 assert distance(gradient, gradient_of(direct, BATCH, loss)) < 1e-4
 
     def test_adamw_is_the_textbook_one(self, zoo, backend, tmp_path):
-        """m, v, bias correction, decoupled decay, ε outside the root; global norm clipping."""
-        policy = zoo.policy(backend, weight_decay=0.1)
+        """m, v, bias correction, no decay, ε outside the root; global norm clipping."""
+        policy = zoo.policy(backend)
         w = {n: x.astype(np.float64) for n, x in weights(policy, tmp_path / "0").items()}
         m = {n: np.zeros_like(x) for n, x in w.items()}
         v = {n: np.zeros_like(x) for n, x in w.items()}
@@ -341,7 +341,7 @@ class TestTraining:
                 m[n] = 0.9 * m[n] + 0.1 * x
                 v[n] = 0.999 * v[n] + 0.001 * x**2
                 step = m[n] / (1 - 0.9**t) / (np.sqrt(v[n] / (1 - 0.999**t)) + 1e-8)
-                w[n] = w[n] - lr * 0.1 * w[n] - lr * step
+                w[n] = w[n] - lr * step
         assert distance(weights(policy, tmp_path / "3"), w) < 1e-5
 
     @pytest.mark.parametrize("adapter", ["lora", "full"])

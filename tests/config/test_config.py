@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniact import UserError
-from miniact.config.sections import STAGES, Config, load_config, to_dict
+from miniact.config import Config, load_config
+from miniact.config.load import changed_keys, to_dict, with_overrides
+from miniact.config.sections import STAGES
 from miniact.envs import make_env
 
 ROOT = Path(__file__).parents[2]
@@ -143,19 +147,29 @@ MISTAKES = [
     ("model.adapter=loar", r"model\.adapter: 'loar' is not one of qlora, lora, full"),
     ("stage.rl.variant=ppo", r"stage\.rl\.variant: 'ppo' is not one of grpo, dr_grpo, dapo"),
     # sense
-    ("recipe=il,atc", r"recipe\[1\]: unknown stage 'atc'.*did you mean 'act'\?"),
-    ("recipe=evaluate-me", r"recipe\[0\]: unknown stage 'evaluate-me', one of il, act, rl"),
-    ("stage.act.format_weight=0.5", r"stage\.act\.format_weight: 0\.5 outranks correctness"),
+    ("recipe=il,atc", r"recipe\[1\]: unknown stage 'atc'; did you mean 'act'\?"),
+    ("recipe=evaluate-me", r"recipe\[0\]: unknown stage 'evaluate-me'; known: il, act, rl"),
+    (
+        "stage.act.format_weight=0.5",
+        r"stage\.act\.format_weight: 0\.5 is too large, expected under 0\.5",
+    ),
     ("stage.rl.admissible_credit=1", r"stage\.rl\.admissible_credit: would outrank correctness"),
     ("env.name=none", r"env\.trajectories: expected a file"),
     ("pairs.choices=7", r"pairs\.choices: 7 is not one of 2, 3, 4, 5, 6"),
     ("pairs.choices=4", r"pairs\.choices: 4 candidates need pairs\.k of at least 3, got 2"),
     ("stage.dpo.beta=0", r"stage\.dpo\.beta: 0\.0 is too small"),
-    ("stage.reflect.share=1.1", r"stage\.reflect\.share: 1\.1 is over 1"),
+    ("stage.reflect.share=1.1", r"stage\.reflect\.share: 1\.1 is too large, expected at most 1"),
     ("eval.intervene=swap", r"eval\.intervene: 'swap' is not one of none, remove, wrong"),
     # overrides that are none
     ("steps", r"'steps': expected key=value"),
     ("=3", r"unknown key"),
+]
+
+
+GONE = [
+    ("model.weight_decay", 0.0, 0.1, "leave it out"),
+    ("stage.act.scale_rewards", True, False, "stage.act.variant: dr_grpo"),
+    ("stage.rl.scale_rewards", True, False, "stage.rl.variant: dr_grpo"),
 ]
 
 
@@ -236,6 +250,49 @@ def test_any_yaml_loads_or_is_a_user_error(tmp_path_factory, data):
         assert isinstance(load_config(file), Config)
     except UserError as error:
         assert str(error).startswith(str(file)) and "\n" not in str(error)
+
+
+# ---- what is gone --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "unchanged", "changed", "instead"), GONE)
+def test_a_key_that_is_gone_says_what_replaces_it(load, name, unchanged, changed, instead):
+    *sections, last = name.split(".")
+    for value in (unchanged, changed):
+        text = yaml.safe_dump(reduce(lambda inner, s: {s: inner}, sections[::-1], {last: value}))
+        for refused in (
+            lambda: load(text),  # noqa: B023
+            lambda: load_config(None, [f"{name}={value}"]),  # noqa: B023
+            lambda: with_overrides(Config(), [f"{name}={value}"]),  # noqa: B023
+        ):
+            with pytest.raises(UserError, match=f"{name}: no longer a key; .*{instead}"):
+                refused()
+
+
+@pytest.mark.parametrize(("name", "unchanged", "changed", "instead"), GONE)
+def test_an_old_run_goes_on_if_it_did_what_is_done_now(tmp_path, name, unchanged, changed, instead):
+    *sections, last = name.split(".")
+    file = tmp_path / "config.yaml"
+    for value in (unchanged, changed):
+        data = to_dict(Config())
+        reduce(dict.__getitem__, sections, data)[last] = value
+        file.write_text(yaml.safe_dump(data))
+        if value == unchanged:
+            assert load_config(file, saved=True) == Config()
+            assert changed_keys(file, replace(Config(), seed=1)) == ["seed"]
+        else:
+            with pytest.raises(UserError, match=rf"config\.yaml: {name}: no longer .*{instead}"):
+                load_config(file, saved=True)
+
+
+def test_dr_grpo_never_divided_by_the_deviation(tmp_path):
+    file = tmp_path / "config.yaml"
+    text = "stage: {{act: {{variant: dr_grpo, scale_rewards: {}}}}}"
+    file.write_text(text.format("false"))
+    assert load_config(file, saved=True).stage.act.variant == "dr_grpo"
+    file.write_text(text.format("true"))
+    with pytest.raises(UserError, match=r"stage\.act\.scale_rewards: no longer a key"):
+        load_config(file, saved=True)
 
 
 def test_an_unknown_environment_is_named():

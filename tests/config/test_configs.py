@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from miniact.cli.main import main
-from miniact.config.sections import load_config
+from miniact.config import load_config
 from miniact.method.pairs import to_row
 from miniact.runs.files import write_jsonl
 from miniact.types import Question, State

@@ -17,7 +17,9 @@ from rich.console import Console
 from test_recipes import SMALL, TAGS, scripted
 
 from miniact.cli.common import find_config
-from miniact.config.sections import STAGES, Config, load_config, to_dict
+from miniact.config import Config, load_config
+from miniact.config.load import to_dict
+from miniact.config.sections import STAGES
 from miniact.experiments.metrics import EVALUATION, TRAINING
 from miniact.experiments.pipeline import run_recipe
 from miniact.experiments.reading import rate_paths, training_cost

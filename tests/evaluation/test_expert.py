@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from miniact.cli.main import main
-from miniact.config.sections import load_config
+from miniact.config import load_config
 from miniact.envs import make_env
 from miniact.evaluation.expert import play
 

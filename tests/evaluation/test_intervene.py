@@ -10,7 +10,8 @@ from tiny_models import write_model
 
 from miniact import UserError
 from miniact.backends.protocol import load_policy
-from miniact.config.sections import EvalConfig, ModelConfig, PromptConfig, load_config
+from miniact.config import load_config
+from miniact.config.sections import EvalConfig, ModelConfig, PromptConfig
 from miniact.evaluation.evaluate import judgement_accuracy
 from miniact.evaluation.intervene import forced_prefix, wrong_choice
 from miniact.method.prompts import Prompter
@@ -138,7 +139,8 @@ def test_a_real_model_goes_on_from_the_prefix(tokenizer, tmp_path):
 @pytest.mark.parametrize("kind", ["remove", "wrong"])
 def test_plain_replies_hold_no_reasoning_to_intervene_in(kind):
     with pytest.raises(UserError, match="plain replies hold no reasoning"):
-        load_config(None, ["prompt.form=plain", f"eval.intervene={kind}"])
+        options = [f"eval.intervene={kind}", "eval.judge_thinking=true"]
+        load_config(None, ["prompt.form=plain", *options])
     with pytest.raises(UserError, match=rf"eval\.intervene: {kind} .* set eval\.judge_thinking"):
         load_config(None, [f"eval.intervene={kind}"])
     assert load_config(None, [f"eval.intervene={kind}", "eval.judge_thinking=true"])

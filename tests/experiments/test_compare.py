@@ -24,7 +24,8 @@ from rich.console import Console
 from miniact import UserError
 from miniact.cli.common import find_config
 from miniact.cli.main import main
-from miniact.config.sections import load_config, with_overrides
+from miniact.config import load_config
+from miniact.config.load import with_overrides
 from miniact.experiments.budget import Size, Speed, choose, describe_cuts, fit, parse_budget, sizes
 from miniact.experiments.compare import (
     Comparison,

@@ -18,7 +18,8 @@ from tiny_models import write_model
 
 from miniact import UserError
 from miniact.cli.common import find_config
-from miniact.config.sections import STAGES, load_config
+from miniact.config import load_config
+from miniact.config.sections import STAGES
 from miniact.experiments.pipeline import Pipeline, resume_run, start_run
 from miniact.method.controls.reflections import read_reflections
 from miniact.method.pairs import read_pairs

@@ -10,7 +10,8 @@ import pytest
 from fakes import Corridor, FakePolicy
 
 from miniact import UserError
-from miniact.config.sections import PromptConfig, ReflectConfig, load_config
+from miniact.config import load_config
+from miniact.config.sections import PromptConfig, ReflectConfig
 from miniact.data.trajectories import TrajectoryFile, collect
 from miniact.data.trajectories import to_row as trajectory_row
 from miniact.envs import Turn, make_env
@@ -231,7 +232,7 @@ def test_a_thought_is_written_as_the_model_thinks(tokenizer, switch_tokenizer):
     [
         (["prompt.form=plain"], "plain replies hold no reasoning; use prompt.form: tags"),
         (["env.name=none", "env.trajectories=x.jsonl"], "acts in the environment"),
-        (["stage.reflect.share=1.5"], "over 1"),
+        (["stage.reflect.share=1.5"], "expected at most 1"),
     ],
 )
 def test_what_reflect_can_not_do(options, says):

@@ -169,7 +169,7 @@ def test_a_row_is_compared(project):
     assert "1 passed" in run(project, tested)
     code = (
         "from miniact.experiments.recipes import default_recipes\n"
-        "from miniact.config.sections import Config\n"
+        "from miniact.config import Config\n"
         "assert 'il-rft' in [r.name for r in default_recipes(Config())]"
     )
     environment = {**os.environ, "PYTHONPATH": str(project)}

@@ -16,7 +16,8 @@ from tiny_models import write_model
 
 from miniact import UserError
 from miniact.cli.main import main
-from miniact.config.sections import Config, ModelConfig, load_config
+from miniact.config import Config, load_config
+from miniact.config.sections import ModelConfig
 from miniact.tools.cost import KNOWN, read_shape, shape_of_folder, training_flops
 from miniact.tools.plan import Device, Work, check_fits, make_plan, memory, remedies
 

@@ -24,7 +24,9 @@ from fakes import FakePolicy
 from rich.console import Console
 
 from miniact import UserError
-from miniact.config.sections import Config, GRPOConfig, ILConfig, PromptConfig, to_dict
+from miniact.config import Config
+from miniact.config.load import to_dict
+from miniact.config.sections import GRPOConfig, ILConfig, PromptConfig
 from miniact.evaluation.episodes import Episode, Move
 from miniact.evaluation.evaluate import evaluate_episodes, rate
 from miniact.method.grpo import advantages

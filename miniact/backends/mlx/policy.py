@@ -232,7 +232,7 @@ class MLXPolicy:
             learning_rate=0.0,
             betas=[0.9, 0.999],
             eps=1e-8,
-            weight_decay=self.config.weight_decay,
+            weight_decay=0.0,  # MLX's default is 0.01
             bias_correction=True,  # MLX's default is off
         )
 

@@ -263,7 +263,7 @@ class TorchPolicy:
 
     def reset_optimizer(self) -> None:
         options: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.999), "eps": 1e-8}
-        options["weight_decay"] = self.config.weight_decay
+        options["weight_decay"] = 0.0  # PyTorch's default is 0.01
         if self.device.type == "cuda" and self.config.adapter == "qlora":
             from bitsandbytes.optim import PagedAdamW8bit
 
