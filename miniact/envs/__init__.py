@@ -3,6 +3,12 @@
 To add one, write a class with the methods of `Env` in a file of its own and add a line to
 `_REGISTRY`. `tests/envs/test_env_contract.py` then checks determinism, the expert, the splits,
 illegal actions and closing.
+
+household.py      the built-in world: ALFWorld's tasks and commands at toy size
+scienceworld.py   the ScienceWorld simulator, all 30 tasks
+alfworld/         ALFWorld: the environment, its engine, the expert, generated games
+webshop/          WebShop: pages, goals, search, the expert, an invented catalogue
+workers.py        an environment in a process of its own
 """
 
 from __future__ import annotations

@@ -8,7 +8,16 @@
 6. each answer against its group, and an update                         grpo.grpo_step
 7. imitation or RL on actions, before or after                          il.run, rl.run
 
-stage.py holds what the three loops have in common; controls/ what ACT is compared with.
+act.py       critical training: the loop of steps 3 to 6
+il.py        imitation learning
+rl.py        RL on actions, the twin of act.py
+stage.py     what the three loops have in common: Stage, imitate, reinforce
+pairs.py     contrastive pairs: sample, filter, present in a drawn order
+prompts.py   states and actions → prompts; replies → actions and choices
+rewards.py   when two actions are the same; the two rewards
+grpo.py      advantages, normalisers, one GRPO step
+losses.py    cross-entropy, the GRPO loss and DPO, once for numpy, PyTorch and MLX
+controls/    what ACT is compared with
 """
 
 from miniact.method import act, il, rl

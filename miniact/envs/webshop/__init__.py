@@ -1,1 +1,9 @@
-"""WebShop: a compact re-implementation that reads the official files."""
+"""WebShop: a compact re-implementation that reads the official files.
+
+env.py         pages of text, searched and clicked through
+data.py        products and shoppers' wishes, in the official formats
+goals.py       goals and the reward
+search.py      BM25 over the products
+expert.py      what the expert searches for and chooses
+catalogue.py   an invented shop in the same formats: no download
+"""

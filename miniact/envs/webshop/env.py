@@ -2,8 +2,8 @@
 
 A compact re-implementation of the original's text environment: its data files, pages, actions,
 goals and reward, without its web server, Java and spaCy. What differs is listed here:
-- the search engine is ours (`webshop_search.py`), and so is the default noun tagger of the reward
-  (`webshop_goals.py`); prices that the original draws at random are drawn from fixed seeds;
+- the search engine is ours (`search.py`), and so is the default noun tagger of the reward
+  (`goals.py`); prices that the original draws at random are drawn from fixed seeds;
 - the task tells the two forms of action, which the original leaves to the prompt;
 - labels that hold brackets can be clicked; an episode ends after `max_steps` actions.
 

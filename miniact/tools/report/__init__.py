@@ -1,1 +1,5 @@
-"""`miniact report`: one HTML page of a run or of a comparison."""
+"""`miniact report`: one HTML page of a run or of a comparison.
+
+page.py      what the page holds; writes it as one file that needs no network
+samples.py   rollout groups, episodes and pairs, thinned to fit
+"""
