@@ -1,6 +1,6 @@
 """docs/reference.md: every config key and every logged metric. python dev/make_reference.py
 
-Nothing is written twice: keys come from the dataclasses of config.py, metrics from metrics.py.
+Nothing is written twice: keys come from the dataclasses of config.py, metrics from metrics.txt.
 A test keeps the page up to date.
 """
 
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miniact.config import Config
-from miniact.config.sections import STAGES
 from miniact.experiments.metrics import EVALUATION, TRAINING
 
 BOUNDS = {"low": "≥", "high": "≤", "below": "<"}
@@ -75,7 +74,7 @@ INTRO = """\
 # Reference
 
 Every config key and every logged figure. Written from `miniact/config/sections.py` and
-`miniact/experiments/metrics.py` by `python dev/make_reference.py`: edit those."""
+`miniact/experiments/metrics.txt` by `python dev/make_reference.py`: edit those."""
 
 KEYS_INTRO = """\
 ## Config keys
@@ -135,10 +134,7 @@ def key_tables() -> Iterator[str]:
 
 def page() -> str:
     """The whole reference as Markdown."""
-    training = [
-        (m.name, "all" if m.stages == STAGES else ", ".join(m.stages), m.unit, m.meaning, m.healthy)
-        for m in TRAINING
-    ]
+    training = [(m.name, ", ".join(m.stages), m.unit, m.meaning, m.healthy) for m in TRAINING]
     evaluation = [(m.name, m.label, m.unit, m.meaning) for m in EVALUATION]
     parts = [
         *(INTRO, KEYS_INTRO, *key_tables()),

@@ -320,7 +320,7 @@ axes[0, 0].set(
 
 kinds = {
     "all wrong": curve["all_wrong"],
-    "live": curve["live_groups"],
+    "live": 1 - curve["zero_variance"],
     "all right": curve["all_correct"],
 }
 colours = ["C3", "C0", "C2"]

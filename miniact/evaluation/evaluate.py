@@ -48,6 +48,23 @@ def rate(hits: Sequence[bool] | np.ndarray) -> dict[str, Any]:
     return {"value": k / n if n else None, "n": n, "low": low, "high": high}
 
 
+def percent(share: float, sign: bool = False, digits: int = 1) -> str:
+    """A share in percent, or a difference of two in points.
+
+    >>> percent(0.8125), percent(-0.05, sign=True)
+    ('81.3', '−5.0')
+    """
+    value = 100 * share + math.copysign(1e-9, share)  # halves go up, as in the report
+    return f"{value:{'+' * sign}.{digits}f}".replace("-", "−")
+
+
+def percent_of(rate: dict[str, Any] | None) -> str:
+    """A rate in percent, with its 95 % interval."""
+    if not rate or rate["value"] is None:
+        return "–"
+    return f"{percent(rate['value'])} [{100 * rate['low']:.0f}–{100 * rate['high']:.0f}]"
+
+
 def evaluate_episodes(episodes: Sequence[Episode]) -> dict[str, Any]:
     """Success and behaviour over finished episodes of one split."""
     return {

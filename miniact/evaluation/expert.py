@@ -11,7 +11,7 @@ from rich.table import Table
 from miniact import UserError
 from miniact.config import Config
 from miniact.envs import Env, make_env
-from miniact.evaluation.evaluate import rate
+from miniact.evaluation.evaluate import percent, percent_of, rate
 from miniact.runs.files import write_json
 from miniact.runs.progress import Bar
 
@@ -63,9 +63,7 @@ def table(name: str, found: dict[str, Any]) -> Table:
     for column in ("environment", "split", "success %", "score %", "steps", "n"):
         out.add_column(column, justify="left" if column in ("environment", "split") else "right")
     for split, result in found.items():
-        r = result["success"]
-        low, high = 100 * r["low"], 100 * r["high"]
-        value = f"{100 * r['value']:.1f} [{low:.0f}–{high:.0f}]" if r["n"] else "–"
-        shown = (value, f"{100 * result['score']:.1f}", f"{result['steps']:.1f}", str(r["n"]))
-        out.add_row(name, split, *shown)
+        success, score = percent_of(result["success"]), percent(result["score"])
+        n = str(result["success"]["n"])
+        out.add_row(name, split, success, score, f"{result['steps']:.1f}", n)
     return out

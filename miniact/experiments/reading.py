@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from miniact import UserError
+from miniact.experiments.metrics import rates
 from miniact.runs.files import read_json, read_jsonl
 
 
@@ -71,32 +72,6 @@ def training_cost(metrics: dict[str, list[dict[str, Any]]], stages: Any) -> tupl
     return steps, tokens
 
 
-JUDGEMENT = {  # label → key of judgement_accuracy
-    "judgement": "accuracy",
-    "  valid answers": "valid",
-    "  right, given valid": "given_valid",
-    "  expert first": "expert_first",
-    "  expert second": "expert_second",
-    "  implicit": "implicit",
-    "  wrong rationale followed": "followed",  # only where one was put in
-}
-
-
-def rate_paths(results: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Label of a table row → path to its rate in one evaluation, for whatever was measured."""
-    first = next(iter(results.values()))
-    found: dict[str, tuple[str, ...]] = {}
-    for split in first.get("splits", {}):
-        found[f"success, {split}"] = ("splits", split, "success")
-        found[f"  stuck, {split}"] = ("splits", split, "repeats_failure")
-    if "next_action" in first:
-        found["next action"] = ("next_action", "accuracy")
-    if "judgement" in first:
-        measured = first["judgement"]
-        found |= {t: ("judgement", name) for t, name in JUDGEMENT.items() if name in measured}
-    return found
-
-
 def read_run(path: Path, notes: list[str] | None, name: str = "", seed: int | None = None) -> Run:
     """Read a run folder; `name` and `seed` as a comparison calls it, `notes` as in `read_rows`.
 
@@ -116,7 +91,8 @@ def read_run(path: Path, notes: list[str] | None, name: str = "", seed: int | No
         results = dict(outcome["results"])
         if not results:
             raise ValueError("no evaluation")
-        rate_paths(results)
+        for evaluation in results.values():
+            rates(evaluation)
     except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(

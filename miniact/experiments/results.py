@@ -9,21 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from miniact.experiments.reading import rate_paths, read_metrics
+from miniact.evaluation.evaluate import percent, percent_of
+from miniact.experiments.metrics import labelled, rates
+from miniact.experiments.reading import read_metrics
 from miniact.runs.files import read_json, write_json, write_text
-
-
-def _percent(rate: dict[str, Any] | None) -> str:
-    if not rate or rate["value"] is None:
-        return "–"
-    low, high = 100 * rate["low"], 100 * rate["high"]
-    return f"{100 * rate['value']:.1f} [{low:.0f}–{high:.0f}]"
-
-
-def _at(result: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    for part in path:
-        result = result[part]
-    return result
 
 
 def results_table(results: dict[str, Any]) -> Table:
@@ -32,11 +21,12 @@ def results_table(results: dict[str, Any]) -> Table:
     table.add_column("%, held out", no_wrap=True)
     for name in results:
         table.add_column(name, justify="right", no_wrap=True)
-    for label, path in rate_paths(results).items():
-        table.add_row(label, *(_percent(_at(result, path)) for result in results.values()))
+    measured = [rates(evaluation) for evaluation in results.values()]
+    for label in measured[0]:
+        table.add_row(label, *(percent_of(column.get(label)) for column in measured))
     for split in next(iter(results.values())).get("splits", {}):
-        scores = [result["splits"][split]["score"] for result in results.values()]
-        shown = ("–" if score is None else f"{100 * score:.1f}" for score in scores)
+        scores = [evaluation["splits"][split]["score"] for evaluation in results.values()]
+        shown = ("–" if score is None else percent(score) for score in scores)
         table.add_row(f"mean score, {split}", *shown)
     return table
 
@@ -59,6 +49,11 @@ def print_report(folder: Path, console: Console) -> None:
     outcome = read_json(folder / "results.json")
     console.print()
     console.print(results_table(outcome["results"]))
+    console.print()
+    shown = labelled(next(iter(outcome["results"].values())))
+    for metric in dict.fromkeys(metric for label, (metric, _) in shown.items() if label[0] != " "):
+        about = f"{metric.label}: {metric.meaning}"
+        console.print(about, style="dim", highlight=False, soft_wrap=True)
     spent = ", ".join(f"{k} {v:.0f} s" for k, v in outcome["seconds"].items())
     console.print(f"\ntime: {spent}", highlight=False, soft_wrap=True)
     console.print(f"run folder: {folder}  (results.json, curves.png, metrics.jsonl, samples/)")
@@ -110,19 +105,19 @@ def _draw_stage(axis: Any, name: str, rows: list[dict[str, Any]]) -> None:
 def _draw_results(axis: Any, results: dict[str, Any]) -> None:
     """Rates after each stage, with their 95 % intervals."""
     names = list(results)
-    shown = {k: v for k, v in rate_paths(results).items() if not k.startswith("  ")}
-    shown |= {k.strip(): v for k, v in rate_paths(results).items() if "given valid" in k}
-    shown.pop("judgement", None)  # "right, given valid" tells judging and format apart
-    for offset, (label, path) in enumerate(shown.items()):
-        found = [_at(results[name], path) for name in names]
-        xs = [i + 0.06 * offset for i, f in enumerate(found) if f["value"] is not None]
-        seen = [f for f in found if f["value"] is not None]
-        ys = [100 * f["value"] for f in seen]
+    measured = [rates(evaluation) for evaluation in results.values()]
+    shown = [x for x in measured[0] if not x.startswith("  ") or "given valid" in x]
+    shown = [x for x in shown if x != "judgement"]  # "right, given valid" is free of format
+    for offset, label in enumerate(shown):
+        points = [(i, column[label]) for i, column in enumerate(measured) if label in column]
+        points = [(i, rate) for i, rate in points if rate["value"] is not None]
+        xs = [i + 0.06 * offset for i, _ in points]
+        ys = [100 * rate["value"] for _, rate in points]
         spread = [
-            [max(0, y - 100 * f["low"]) for y, f in zip(ys, seen)],
-            [max(0, 100 * f["high"] - y) for y, f in zip(ys, seen)],
+            [max(0, y - 100 * rate["low"]) for y, (_, rate) in zip(ys, points)],
+            [max(0, 100 * rate["high"] - y) for y, (_, rate) in zip(ys, points)],
         ]
-        axis.errorbar(xs, ys, spread, marker="o", markersize=4, capsize=2, label=label)
+        axis.errorbar(xs, ys, spread, marker="o", markersize=4, capsize=2, label=label.strip())
     axis.set_xticks(range(len(names)), names, fontsize=8)
     axis.set_ylim(0, 100)
     axis.set_ylabel("%, held out, 95 % interval")

@@ -20,7 +20,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from miniact.experiments.reading import Run, rate_paths, read_run, training_cost
+from miniact.evaluation.evaluate import percent
+from miniact.experiments.metrics import rates
+from miniact.experiments.reading import Run, read_run, training_cost
 from miniact.runs.files import write_json, write_text
 
 NO_BREAK = "\u00a0"  # a space at which no line ends
@@ -53,17 +55,10 @@ def within(found: dict[str, Any]) -> dict[str, Any]:
 def measured(run: Run) -> dict[str, float]:
     """Every rate of a run's last evaluation, by the label of its table row."""
     last = run.results[list(run.results)[-1]]
-    found = {}
-    for label, path in rate_paths(run.results).items():
-        value: Any = last
-        for part in path:
-            value = value.get(part) if isinstance(value, dict) else None
-        if isinstance(value, dict) and value.get("value") is not None:
-            found[label] = value["value"]
+    values = {label: rate["value"] for label, rate in rates(last).items()}
     for split, result in last.get("splits", {}).items():
-        if result.get("score") is not None:
-            found[f"mean score, {split}"] = result["score"]
-    return found
+        values[f"mean score, {split}"] = result.get("score")
+    return {label: value for label, value in values.items() if value is not None}
 
 
 def build(
@@ -121,16 +116,10 @@ def columns(comparison: dict[str, Any]) -> list[str]:
     return [x for x in labels if not x.startswith("  ") or x.startswith(more)]
 
 
-def _percent(value: float, sign: bool = False, digits: int = 1) -> str:
-    value = 100 * value + math.copysign(1e-9, value)  # halves go up, as in the report
-    text = f"{value:{'+' * sign}.{digits}f}"
-    return text.replace("-", "−")
-
-
 def _interval(found: dict[str, Any], sign: bool = False) -> str:
     if found["low"] is None:
         return ""
-    low, high = (_percent(found[end], sign) for end in ("low", "high"))
+    low, high = (percent(found[end], sign) for end in ("low", "high"))
     return f"[{low}, {high}]"
 
 
@@ -139,11 +128,11 @@ def cell(row: dict[str, Any], label: str) -> list[str]:
     found, change = row["metrics"].get(label), row["difference"].get(label)
     if found is None:
         return ["–"]
-    lines = [_percent(found["mean"])]
+    lines = [percent(found["mean"])]
     if found["std"] is not None:
-        lines = [f"{lines[0]} ± {_percent(found['std'])}", _interval(found)]
+        lines = [f"{lines[0]} ± {percent(found['std'])}", _interval(found)]
     if change is not None:
-        shown = _percent(change["mean"], sign=True)
+        shown = percent(change["mean"], sign=True)
         lines.append(f"Δ {shown} {_interval(change, sign=True)}".rstrip())
     return lines
 
@@ -187,9 +176,9 @@ def _short(row: dict[str, Any], label: str) -> str:
     measured, change = row["metrics"].get(label), row["difference"].get(label)
     if measured is None:
         return "–"
-    text = _percent(measured["mean"], digits=0)
+    text = percent(measured["mean"], digits=0)
     if measured["std"] is not None:
-        text += f" ± {_percent(measured['std'], digits=0)}"
+        text += f" ± {percent(measured['std'], digits=0)}"
     if change is None or change["low"] is None or change["low"] <= 0 <= change["high"]:
         return text
     return f"{text} {'▲' if change['mean'] > 0 else '▼'}"

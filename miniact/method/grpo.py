@@ -164,7 +164,6 @@ def batch_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "reward": float(np.mean([s.reward for s in scored])),
         "correct": float(np.mean([s.correct for s in scored])),
         "valid": float(np.mean([s.valid for s in scored])),
-        "live_groups": float(np.mean(live)),
         "zero_variance": 1 - float(np.mean(live)),
         "all_correct": float(np.mean([all(c) for c in correct])),
         "all_wrong": float(np.mean([not any(c) for c in correct])),

@@ -31,7 +31,7 @@ class StageLog:
         self.metrics = run.path / "metrics.jsonl"
         self.samples = run.path / "samples" / f"{self.key}.jsonl"
         self.samples.parent.mkdir(exist_ok=True)
-        self.live_seen: list[float] = []
+        self.least_equal = math.inf  # of all steps, the smallest share of groups with equal rewards
 
     def steps(self, policy: Policy, config: StageConfig) -> Iterator[int]:
         """Step numbers from the last checkpoint on; saves on the way, stops when asked to."""
@@ -50,7 +50,7 @@ class StageLog:
             policy.save_adapter(part)
         for old in self._checkpoints():
             shutil.rmtree(old)
-        if self.live_seen and max(self.live_seen) == 0:
+        if self.least_equal == 1:
             self.bar.note(
                 f"warning: {self.key}: all groups of all steps had equal rewards, so nothing was "
                 "learned; raise temperature or group_size, or start from a better adapter"
@@ -64,8 +64,7 @@ class StageLog:
                 f"{self.key} step {step}: {bad[0]} is {metrics[bad[0]]}; the last checkpoint is "
                 "kept; lower the learning rate and start from it"
             )
-        if "live_groups" in metrics:
-            self.live_seen.append(metrics["live_groups"])
+        self.least_equal = min(self.least_equal, metrics.get("zero_variance", math.inf))
         with explain_full_disk(self.run.path):
             row = {"stage": self.key, "step": step, **metrics, "time": round(time.time(), 3)}
             append_jsonl(self.metrics, [row])

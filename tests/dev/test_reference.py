@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import defaultdict
@@ -20,9 +21,9 @@ from miniact.cli.common import find_config
 from miniact.config import Config, load_config
 from miniact.config.load import to_dict
 from miniact.config.sections import STAGES
-from miniact.experiments.metrics import EVALUATION, TRAINING
+from miniact.experiments.metrics import EVALUATION, TRAINING, rates
 from miniact.experiments.pipeline import run_recipe
-from miniact.experiments.reading import rate_paths, training_cost
+from miniact.experiments.reading import training_cost
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference.md"
@@ -85,13 +86,13 @@ def leaves(result: dict, where: str = "") -> list[str]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_a_stage_logs_is_what_is_defined_for_it(logged, stage):
-    defined = [m.name for m in TRAINING if stage in m.stages]
+    defined = [m.name for m in TRAINING if stage in m.stages or m.stages == ("all",)]
     assert len(defined) == len(set(defined)), "two meanings for one name in one stage"
     assert logged[stage] == set(defined)
 
 
 def test_every_training_metric_names_stages_that_exist():
-    assert all(m.stages and set(m.stages) <= set(STAGES) for m in TRAINING)
+    assert all(m.stages and set(m.stages) <= {*STAGES, "all"} for m in TRAINING)
 
 
 def test_what_an_evaluation_holds_is_what_is_defined(run):
@@ -114,10 +115,22 @@ def is_rate(result: dict, path: str) -> bool:
 
 def test_every_label_of_the_results_table_finds_its_figure(run):
     results = json.loads((run / "results.json").read_text())["results"]
-    for label, path in rate_paths(results).items():
+    written = (run / "results.txt").read_text(encoding="utf-8")
+    for label, rate in rates(results["base"]).items():
         name = re.sub(r", (id|ood)$", "", label.strip())
-        (entry,) = [m for m in EVALUATION if fits(m.name, ".".join(path))]
-        assert entry.label and fits(entry.label, name)
+        (entry,) = [m for m in EVALUATION if m.label and fits(m.label, name)]
+        (path,) = [p for p in leaves(results["base"]) if fits(of_split(entry.name, label), p)]
+        assert rate == functools.reduce(dict.get, path.split("."), results["base"])
+        assert f"\n{label} " in written
+    assert {"success, id", "  stuck, ood", "next action", "  expert first"} < set(
+        rates(results["base"])
+    )
+
+
+def of_split(pattern: str, label: str) -> str:
+    """The pattern of the figure that a row shows, its split or position filled in."""
+    last = re.findall(r"\w+", label)[-1]
+    return pattern.replace("SPLIT", last).replace("POSITION", last)
 
 
 def test_the_costs_of_a_comparison_are_made_of_defined_metrics(run):

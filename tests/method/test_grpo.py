@@ -229,7 +229,7 @@ def test_groups_without_a_signal_are_dropped_but_keep_their_share_of_the_weights
     for group in policy.learned[0]:  # answers that came out alike are one, with their joint weight
         weight = sum(c.weight for c in group.completions)
         assert weight == pytest.approx(4 / (4 * (1 + 2 + 3 + 5)))
-    assert metrics["live_groups"] == 0.5 and metrics["zero_variance"] == 0.5
+    assert metrics["zero_variance"] == 0.5
     assert metrics["all_wrong"] == 0.25 and metrics["all_correct"] == 0.25
     assert metrics["reward"] == metrics["correct"] == 7 / 16
     assert metrics["reply_tokens"] == 11 / 4
@@ -257,7 +257,7 @@ def test_metrics_are_means_over_the_tokens_that_were_learned():
 def test_without_any_signal_nothing_is_learned():
     policy, metrics, _ = run_step({1: 0, 2: 4})
     assert policy.learned == [] and policy.steps == []
-    assert metrics["live_groups"] == 0 and metrics["reward"] == 0.5
+    assert metrics["zero_variance"] == 1 and metrics["reward"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -151,5 +151,5 @@ def test_a_stage_without_any_live_group_says_what_to_change(tmp_path, tokenizer)
     with RunFolder(tmp_path) as run:
         log = StageLog(run, 2, "act", Bar(Console(file=out), "act"))
         for step in log.steps(FakePolicy(tokenizer, str), ILConfig(steps=3)):
-            log.write(step, {"live_groups": 0.0})
+            log.write(step, {"zero_variance": 1.0})
     assert "all groups of all steps had equal rewards" in out.getvalue()

@@ -29,6 +29,7 @@ from miniact.config.load import to_dict
 from miniact.config.sections import GRPOConfig, ILConfig, PromptConfig
 from miniact.evaluation.episodes import Episode, Move
 from miniact.evaluation.evaluate import evaluate_episodes, rate
+from miniact.experiments.metrics import EVALUATION, TRAINING
 from miniact.method.grpo import advantages
 from miniact.method.pairs import to_row as pair_row
 from miniact.method.prompts import Prompter
@@ -551,6 +552,15 @@ def test_the_table_says_what_was_measured(chromium, run_folder, comparison):
     assert [th.text for th in page.find("#results-table tbody th")] == ["il → act → rl"]
     assert "il → act" in page.text("#forest .legend, #stages .legend")
     assert len(page.find("#stages figure:first-child .legend li")) == 1
+
+
+def test_a_measure_says_what_it_means(chromium, run_folder):
+    page = Page(chromium, run_folder)
+    titles = page.js("return [...document.querySelectorAll('th, figcaption')].map(x => x.title)")
+    meant = {m.meaning for m in (*TRAINING, *EVALUATION)} & set(titles)
+    assert {m.meaning for m in EVALUATION if m.label in ("success", "judgement")} <= meant
+    assert next(m for m in TRAINING if m.name == "correct" and "act" in m.stages).meaning in meant
+    assert page.errors() == []
 
 
 def test_nothing_that_was_written_runs(chromium, hostile):

@@ -113,7 +113,7 @@ function drawnFigure(draw, paper = 330) {
   return figure;
 }
 
-const caption = (title, sub) => el("figcaption", {}, title, sub && el("span", {}, ` · ${sub}`));
+const caption = (title, sub, about) => el("figcaption", { title: about }, title, sub && el("span", {}, ` · ${sub}`));
 const nothing = (title, sub) => [caption(title, sub), el("p", { class: "empty" }, "No recipe that is shown has this measure.")];
 
 /* Walk a chart with pointer and keys. count: places; near(event): the place under the pointer;
@@ -137,7 +137,7 @@ function walk(chart, { count, near, back, forth, visit }) {
 
 /* Lines over steps or, with `names`, over stages. series: [{recipe, who, x, y, low, high, n, count}];
    share: 0…1 shown as %; full: the axis ends at 1 though it is no share. The legend is the readout. */
-function lineChart({ title, sub, series, share, full, names }) {
+function lineChart({ title, sub, about, series, share, full, names }) {
   return drawnFigure((width) => {
     const seen = series.filter((s) => !hidden.has(s.recipe));
     if (!seen.length) return nothing(title, sub);
@@ -208,14 +208,14 @@ function lineChart({ title, sub, series, share, full, names }) {
         const i = s.x.indexOf(x);
         return i < 0 ? ["–", "–", "–", "–"] : [show(s.y[i], share), show(s.low[i], share), show(s.high[i], share), s.count ? s.count[i] : plural(s.n, "seed")];
       })])];
-    return [caption(title, sub), chart, place, legend, dataTable(table)];
+    return [caption(title, sub, about), chart, place, legend, dataTable(table)];
   });
 }
 
 /* Marks with intervals, a row per recipe: [{recipe, label, note, said, marks: [{value, low, high,
    seeds, shape, ink, hollow}]}]. whole: the axis is 0…1; resting: what is said
    while no row is pointed at. */
-function dotChart({ title, sub, rows, share, reference, whole, legend, resting }) {
+function dotChart({ title, sub, about, rows, share, reference, whole, legend, resting }) {
   return drawnFigure((width) => {
     const seen = rows.filter((row) => !hidden.has(row.recipe));
     if (!seen.length) return nothing(title, sub);
@@ -254,7 +254,7 @@ function dotChart({ title, sub, rows, share, reference, whole, legend, resting }
       const box = chart.getBoundingClientRect();
       return Math.floor((((event.clientY - box.top) / box.height) * height) / each);
     } });
-    return [caption(title, sub), legend, chart, place, dataTable(() => [["", share ? "%" : ""], seen.map((row) => [row.label, row.said])])];
+    return [caption(title, sub, about), legend, chart, place, dataTable(() => [["", share ? "%" : ""], seen.map((row) => [row.label, row.said])])];
   }, whole ? 680 : 330);
 }
 const swatches = (items) => el("ul", { class: "legend inline" }, items.map(([name, ...nodes]) => el("li", {}, svg("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, nodes), name)));
@@ -356,7 +356,7 @@ function resultsTable() {
     byId("results-table").replaceChildren(el("table", {},
       el("caption", { class: "unseen" }, "Results, held out"),
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, data.compared ? "recipe" : "stage"),
-        shown.map((c, i) => el("th", { scope: "col", "aria-sort": sorted === c.label && (upward ? "ascending" : "descending") },
+        shown.map((c, i) => el("th", { scope: "col", title: data.meanings[c.label], "aria-sort": sorted === c.label && (upward ? "ascending" : "descending") },
           el("button", { type: "button", onclick: () => sort(c.label) }, c.label, isShare(c.label) ? ", %" : ""),
           counts[i].length === 1 && el("span", { class: "count" }, data.compared ? counts[i][0] : `n = ${counts[i][0]}`))))),
       el("tbody", {}, body.map((row) => el("tr", {}, el("th", { scope: "row" }, row.label, row.baseline && el("span", { class: "baseline" }, "baseline")),
@@ -410,7 +410,7 @@ function results() {
         said: `${show(cell.mean, share)} [${show(cell.low, share)}–${show(cell.high, share)}], ${countOf(cell)}: ${(cell.seeds || []).map((v) => show(v, share)).join(" / ")}`,
         marks: [{ value: cell.mean, low: cell.low, high: cell.high, seeds: cell.seeds, shape: i, ink: colour(i) }],
       }));
-      return rows.length ? dotChart({ title: c.label, sub: share ? "%" : "", rows, share, reference: base && base.compared[c.label] && base.compared[c.label].mean, resting: unique(rows.map((row) => countOf(recipes[row.recipe].compared[c.label]))).join(", ") }) : null;
+      return rows.length ? dotChart({ title: c.label, sub: share ? "%" : "", about: data.meanings[c.label], rows, share, reference: base && base.compared[c.label] && base.compared[c.label].mean, resting: unique(rows.map((row) => countOf(recipes[row.recipe].compared[c.label]))).join(", ") }) : null;
     }));
   } else byId("forest-block").remove();
   const longest = recipes.reduce((a, b) => (b.evaluations.length > a.evaluations.length ? b : a)).evaluations;
@@ -420,7 +420,7 @@ function results() {
       const points = r.evaluations.map((e, x) => [x, e.rates[m.label]]).filter(([, rate]) => rate);
       return { recipe: i, who: r.label || "base model", n: r.seeds.length, x: points.map(([x]) => x), y: points.map(([, p]) => p.mean), low: points.map(([, p]) => p.low), high: points.map(([, p]) => p.high), count: points.map(([, p]) => p.counts.join(" + ")) };
     }).filter((s) => s.x.length);
-    return series.length ? lineChart({ title: m.label, sub: "%, held out", series, share: true, names }) : null;
+    return series.length ? lineChart({ title: m.label, sub: "%, held out", about: data.meanings[m.label], series, share: true, names }) : null;
   }));
   if (!byId("stages").children.length) byId("stages").append(el("p", { class: "empty" }, "Nothing was evaluated."));
 }
@@ -451,7 +451,7 @@ function curves() {
   const later = [];
   for (const metric of unique(measures)) {
     const [place, name, share] = MEASURES[metric] || ["more", metric.replace(/_/g, " "), SHARES.has(metric)];
-    const chart = (p) => lineChart({ title: `${p.kind}: ${name}`, sub: share ? "%" : "", series: p.series, share, full: metric === "reward" });
+    const chart = (p) => lineChart({ title: `${p.kind}: ${name}`, sub: share ? "%" : "", about: data.meanings[`${p.kind}/${p.metric}`] || data.meanings[`all/${p.metric}`], series: p.series, share, full: metric === "reward" });
     const found = [...panels.values()].filter((p) => p.metric === metric);
     const dull = (p) => place === "more" || (metric === "loss" && rewarded.has(p.kind)); // GRPO's is near 0 by construction
     if (found.some(dull)) later.push(() => addCharts("more-charts", found.filter(dull).map(chart)));

@@ -22,7 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from miniact.experiments.reading import Run, rate_paths, read_folder, training_cost
+from miniact.experiments.metrics import TRAINING, labelled, rates
+from miniact.experiments.reading import Run, read_folder, training_cost
 from miniact.runs.files import write_asked
 from miniact.tools.report.samples import Samples
 
@@ -51,12 +52,6 @@ def over_seeds(rates: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
     }
 
 
-def _rate(result: Any, path: tuple[str, ...]) -> dict[str, Any] | None:
-    for part in path:
-        result = result.get(part) if isinstance(result, dict) else None
-    return result
-
-
 def by_recipe(runs: list[Run]) -> dict[str, list[Run]]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -64,26 +59,18 @@ def by_recipe(runs: list[Run]) -> dict[str, list[Run]]:
     return groups
 
 
-def positions(results: list[Any]) -> dict[str, Any]:
-    """Judgement by the position of the right answer (first, second, …), over the seeds."""
-    found = [_rate(result, ("judgement",)) or {} for result in results]
-    names = dict.fromkeys(name for one in found for name in one if name.startswith("expert_"))
-    return {name[7:]: over_seeds(one.get(name) for one in found) for name in names}
+def evaluations(group: list[Run], labels: Iterable[str]) -> list[dict[str, Any]]:
+    """What was measured after each stage of one recipe, over its seeds.
 
-
-def evaluations(group: list[Run], paths: dict[str, tuple[str, ...]]) -> list[dict[str, Any]]:
-    """What was measured after each stage of one recipe, over its seeds."""
-    return [
-        {
-            "stage": stage,
-            "rates": {
-                label.strip(): over_seeds(_rate(run.results.get(stage), path) for run in group)
-                for label, path in paths.items()
-            },
-            "positions": positions([run.results.get(stage) for run in group]),
-        }
-        for stage in group[0].results
-    ]
+    positions: judgement by the position of the right answer (first, second, …).
+    """
+    stages = []
+    for stage in group[0].results:
+        measured = [rates(run.results.get(stage) or {}) for run in group]
+        merged = {x.strip(): over_seeds(column.get(x) for column in measured) for x in labels}
+        positions = {x[7:]: rate for x, rate in merged.items() if x.startswith("expert ")}
+        stages.append({"stage": stage, "rates": merged, "positions": positions})
+    return stages
 
 
 def curve(seeds: list[dict[int, float]]) -> dict[str, list[float]]:
@@ -123,7 +110,7 @@ def curves(group: list[Run]) -> list[dict[str, Any]]:
 
 def recipe_rows(runs: list[Run], comparison: dict[str, Any] | None) -> list[dict[str, Any]]:
     """One row per recipe: its evaluations, its curves, its cost and, if compared, its row."""
-    paths = rate_paths(runs[0].results)
+    labels = rates(next(iter(runs[0].results.values())))
     found = []
     for number, (name, group) in enumerate(by_recipe(runs).items()):
         parts = dict.fromkeys(part for run in group for part in run.seconds)
@@ -133,7 +120,7 @@ def recipe_rows(runs: list[Run], comparison: dict[str, Any] | None) -> list[dict
             "name": name,
             "label": group[0].label,
             "seeds": [run.seed for run in group],
-            "evaluations": evaluations(group, paths),
+            "evaluations": evaluations(group, labels),
             "curves": curves(group),
             "seconds": {
                 p: sum(run.seconds.get(p, 0) for run in group) / len(group) for p in parts
@@ -153,7 +140,7 @@ def gather(folder: Path) -> dict[str, Any]:
     """All that the page shows, as plain data."""
     notes: list[str] = []
     runs, comparison = read_folder(folder, notes)
-    paths = rate_paths(runs[0].results)
+    shown = labelled(next(iter(runs[0].results.values())))
     recipes = recipe_rows(runs, comparison)
     samples = Samples(runs, notes).gather()
     numbered = [number for number, row in enumerate(recipes) for _ in row["seeds"]]
@@ -162,7 +149,11 @@ def gather(folder: Path) -> dict[str, Any]:
         "compared": comparison is not None,
         "baseline": comparison.get("baseline") if comparison else None,
         "recipes": recipes,
-        "metrics": [{"label": label.strip(), "main": not label.startswith(" ")} for label in paths],
+        "metrics": [{"label": x.strip(), "main": not x.startswith(" ")} for x in shown],
+        "meanings": {
+            **{x.strip(): metric.meaning for x, (metric, _) in shown.items()},
+            **{f"{stage}/{m.name}": m.meaning for m in TRAINING for stage in m.stages},
+        },
         "runs": [
             {
                 "recipe": recipe,
