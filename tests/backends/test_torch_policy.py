@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -73,6 +75,12 @@ def test_sharing_prompts_keeps_the_gradient(request, model, checkpointing, atten
     plain = gradient(policy)
     assert np.linalg.norm(plain) > 1e-3
     assert relative(shared, plain) < 1e-5
+
+
+def test_an_adapter_is_saved_to_the_same_bytes_by_every_process(folder, tmp_path):
+    load(folder).save_adapter(tmp_path)
+    names = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert len(names) >= 7 and names == sorted(names)  # a set follows PYTHONHASHSEED
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])

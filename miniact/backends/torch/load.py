@@ -108,7 +108,10 @@ def attach(model: Any, config: ModelConfig, seed: int) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, lora)
+    attached = get_peft_model(model, lora)
+    config_of_peft = attached.peft_config["default"]  # its set of names is saved in any order
+    config_of_peft.target_modules = sorted(config_of_peft.target_modules)
+    return attached
 
 
 def materialise(source: ModelSource) -> ModelSource:
