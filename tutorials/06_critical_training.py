@@ -28,7 +28,6 @@ import numpy as np
 from rich.console import Console
 
 from miniact.backends.protocol import load_policy
-from miniact.cli.common import find_config
 from miniact.config import load_config
 from miniact.evaluation.evaluate import judgement_accuracy, wilson
 from miniact.experiments.pipeline import start_run
@@ -49,7 +48,7 @@ SEED = 0
 
 # %%
 config = load_config(
-    find_config("household"),
+    "household",
     [
         f"seed={SEED}",
         "recipe=il,act",

@@ -30,7 +30,6 @@ import numpy as np
 from rich.console import Console
 
 from miniact.backends.protocol import load_policy
-from miniact.cli.common import find_config
 from miniact.config import load_config
 from miniact.data.trajectories import TrajectoryFile, collect, to_row
 from miniact.envs import make_env
@@ -97,7 +96,7 @@ for action in (
 
 # %%
 config = load_config(
-    find_config("household"),
+    "household",
     [
         *("stage.il.steps=32", "stage.rl.steps=8", "stage.rl.lr=1e-3"),
         *("stage.rl.warmup=2", "eval.states=160"),

@@ -31,7 +31,6 @@ from rich.console import Console
 
 import miniact
 from miniact.backends.models import find_model, load_tokenizer
-from miniact.cli.common import find_config
 from miniact.config import load_config
 from miniact.data.importing import describe, import_log, read_log
 from miniact.data.trajectories import TrajectoryFile, hold_out
@@ -166,7 +165,7 @@ print(f"held out by row:  {len(rows)} episodes, {leaked} of them with a task tha
 
 # %%
 config = load_config(
-    find_config("own-logs"),
+    "own-logs",
     [
         f"env.trajectories={WORK / 'mine.jsonl'}",
         f"env.heldout_share={SHARE}",

@@ -43,7 +43,6 @@ from transformers import AutoModelForCausalLM
 import miniact
 from miniact.backends.models import find_model, rope_at_top
 from miniact.backends.protocol import Policy, load_policy
-from miniact.cli.common import find_config
 from miniact.config import load_config
 from miniact.config.sections import ModelConfig, PromptConfig
 from miniact.data.trajectories import collect
@@ -457,7 +456,7 @@ miniact export runs/mac/stages/3-rl/adapter --to mlx --out for-mlx-lm
 miniact export runs/mac/stages/3-rl/adapter --to merged --out merged
 mlx_lm.generate --model merged --prompt "You are in the kitchen. ..."
 """)
-config = load_config(find_config("qwen3-0.6b"), ["model.backend=mlx", "model.adapter=qlora"])
+config = load_config("qwen3-0.6b", ["model.backend=mlx", "model.adapter=qlora"])
 assert config.recipe[2] == "rl" and config.model.backend == "mlx"
 
 # %% [markdown]

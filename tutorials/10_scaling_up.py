@@ -28,7 +28,6 @@ import numpy as np
 from safetensors import safe_open
 
 from miniact.backends.models import find_model
-from miniact.cli.common import find_config
 from miniact.config import load_config
 from miniact.config.load import to_dict
 from miniact.config.sections import ModelConfig
@@ -104,7 +103,7 @@ print(f"\nthe tiny model's file holds {stored:,} numbers, as counted")
 # A GPU of 24 GB is only a number here; speeds play no part in memory.
 
 # %%
-config = load_config(find_config("qwen3-8b-qlora"))
+config = load_config("qwen3-8b-qlora")
 model, qwen = config.model, shapes[-1]
 work = next(w for w in stage_works(config) if w.name == "act")
 P, G, C = work.prompt, work.group, work.completion
@@ -429,7 +428,7 @@ def flat(section, above=""):
     return found
 
 
-small = load_config(find_config("household"))
+small = load_config("household")
 a, z = flat(small), flat(config)
 assert to_dict(small)["model"]["path"] == a["model.path"][0]
 differs = [name for name in a if a[name][0] != z[name][0]]

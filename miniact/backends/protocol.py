@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,16 +87,24 @@ def resolve_backend(name: str) -> str:
     return "mlx" if apple and importlib.util.find_spec("mlx_lm") else "torch"
 
 
-def load_policy(config: ModelConfig, seed: int) -> Policy:
-    """Load the model that the config names. The backend is imported here and nowhere else."""
-    if resolve_backend(config.backend) == "mlx":
-        if importlib.util.find_spec("mlx_lm") is None:
-            raise UserError(
-                "model.backend: mlx is not installed; on a Mac or Linux: pip install 'miniact[mlx]'"
-            )
-        from miniact.backends.mlx.policy import MLXPolicy
+def load_policy(config: ModelConfig, seed: int = 0) -> Policy:
+    """Load the model that the config names, and its adapter if `start` does; else a fresh one."""
+    policy = _backend(config)(config, seed)
+    if config.start:
+        policy.load_adapter(Path(config.start))
+    return policy
 
-        return MLXPolicy(config, seed)
-    from miniact.backends.torch.policy import TorchPolicy
 
-    return TorchPolicy(config, seed)
+def _backend(config: ModelConfig) -> Callable[[ModelConfig, int], Policy]:
+    """The class that computes. A backend is imported here and nowhere else."""
+    if resolve_backend(config.backend) == "torch":
+        from miniact.backends.torch.policy import TorchPolicy
+
+        return TorchPolicy
+    if importlib.util.find_spec("mlx_lm") is None:
+        raise UserError(
+            "model.backend: mlx is not installed; on a Mac or Linux: pip install 'miniact[mlx]'"
+        )
+    from miniact.backends.mlx.policy import MLXPolicy
+
+    return MLXPolicy

@@ -1,4 +1,4 @@
-"""What the commands share: one-line errors, finding a config, its options and overrides."""
+"""What the commands share: one-line errors; from CONFIG, KEY=VALUE and options to one config."""
 
 from __future__ import annotations
 
@@ -50,23 +50,6 @@ def friendly(command: Callable) -> Callable:
     return wrapped
 
 
-def find_config(name: str) -> Path:
-    """A path, or the name of a config that ships with miniact (with or without its folder)."""
-    path = Path(name)
-    stem = path.name.removesuffix(".yaml")  # not Path.stem: names hold dots
-    files = [path]
-    if path.parent in (Path("."), Path("tiny_configs")):
-        package = Path(__file__).parents[1]
-        folders = (Path("."), package.parent, package)  # here, in a checkout, in a wheel
-        files += [folder / "tiny_configs" / f"{stem}.yaml" for folder in folders]
-    for file in files:
-        if file.is_file():
-            return file
-    raise UserError(
-        f"{name}: no such config file; expected a YAML file or the name of a shipped one"
-    )
-
-
 SHORTHANDS = {  # option: the key that it writes, and what --help says of it
     "--seed": ("seed", "Every random choice follows from it"),
     "--backend": ("model.backend", "Who computes: auto, torch or mlx"),
@@ -116,7 +99,7 @@ def _read_config(arguments: tuple[str, ...], settings: list[str]) -> Config:
     if len(names) > 1:
         raise UserError(f"{names[1]!r}: expected one CONFIG, then key=value overrides")
     overrides = [a for a in arguments if "=" in a]
-    return load_config(find_config(names[0] if names else DEFAULT_CONFIG), [*overrides, *settings])
+    return load_config(names[0] if names else DEFAULT_CONFIG, [*overrides, *settings])
 
 
 def fresh_folder(config: Config, name: str) -> Path:

@@ -131,8 +131,7 @@ def evaluate(config, policy, intervene, suite, limit, out):  # type: ignore[no-u
     elif suite:
         from miniact.evaluation.reasoning import ReasoningOptions, describe, evaluate_reasoning
 
-        adapter = Path(config.model.start) if config.model.start else None
-        options = ReasoningOptions(adapter, limit=limit, seed=config.seed)
+        options = ReasoningOptions(limit=limit, seed=config.seed)
         click.echo(describe(evaluate_reasoning(config.model, suite.split(","), out, options)))
     else:
         from miniact.experiments.pipeline import start_run

@@ -34,15 +34,31 @@ def load_config(
 ) -> Config:
     """Read a YAML file (None: all defaults), apply `section.key=value` overrides, check everything.
 
+    path may also be the name of a config that ships with miniact: "household".
     saved: the file is an older run's, and may hold a key that is gone if it says what holds now.
     Raises UserError, naming file or key, on anything unknown or of the wrong type or range.
     """
     try:
-        data = _override({} if path is None else _read(path), overrides)
+        data = _override({} if path is None else _read(find_config(path)), overrides)
         _refuse_moved(data, saved)
         return _checked(data)
     except UserError as error:
         raise UserError(f"{path}: {error}" if path else str(error)) from None
+
+
+def find_config(name: str | Path) -> Path:
+    """A file, or the name of a shipped one, with or without its folder. UserError if neither is."""
+    path = Path(name)
+    files = [path]
+    if path.parent in (Path("."), Path("tiny_configs")):
+        stem = path.name.removesuffix(".yaml")  # not Path.stem: names hold dots
+        package = Path(__file__).parents[1]
+        folders = (Path("."), package.parent, package)  # here, in a checkout, in a wheel
+        files += [folder / "tiny_configs" / f"{stem}.yaml" for folder in folders]
+    for file in files:
+        if file.is_file():
+            return file
+    raise UserError("no such config file; expected a YAML file or the name of a shipped one")
 
 
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:

@@ -42,7 +42,6 @@ INSTALL = "pip install 'miniact[reasoning]'"
 
 @dataclass(frozen=True)
 class ReasoningOptions:
-    adapter: Path | None = None  # what the base model is measured with; None: without
     max_tokens: int = 2048  # longest answer, in tokens, the reasoning included
     batch: int = 8  # prompts in one forward pass
     limit: int | None = None  # questions per task; None: all. A part is no result to report
@@ -72,7 +71,7 @@ def evaluate_reasoning(
     found = {suite: _measure(lm, *loaded, options) for suite, loaded in tasks.items()}
     results = {
         "model": model.path,
-        "adapter": str(options.adapter) if options.adapter else None,
+        "adapter": model.start or None,
         "results": found,
         "options": {
             "max_tokens": options.max_tokens,
@@ -160,9 +159,7 @@ def _load_model(model: ModelConfig, options: ReasoningOptions) -> Any:
     """Our model with its adapter, behind the harness's client."""
     from lm_eval.models.huggingface import HFLM
 
-    policy: Any = load_policy(replace(model, backend="torch", start=""), options.seed)
-    if options.adapter:
-        policy.load_adapter(options.adapter)
+    policy: Any = load_policy(replace(model, backend="torch"), options.seed)
     tokenizer = policy.tokenizer
     has_switch = "enable_thinking" in str(tokenizer.chat_template)
     lm = HFLM(

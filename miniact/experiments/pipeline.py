@@ -105,10 +105,7 @@ class Pipeline:
 
     @functools.cached_property
     def policy(self) -> Policy:
-        policy = load_policy(self.config.model, derive_seed(self.config.seed, "lora"))
-        if self.config.model.start:
-            policy.load_adapter(Path(self.config.model.start))
-        return policy
+        return load_policy(self.config.model, derive_seed(self.config.seed, "lora"))
 
     @functools.cached_property
     def prompter(self) -> Prompter:

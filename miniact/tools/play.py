@@ -150,8 +150,6 @@ def _watch(config: Config, env: Any, task_id: str, console: Console) -> None:
     from miniact.method.prompts import Prompter
 
     policy = load_policy(config.model, config.seed)
-    if config.model.start:
-        policy.load_adapter(Path(config.model.start))
     options = PlayOptions(
         config.eval.temperature, config.eval.max_tokens, config.eval.thinking, config.seed
     )

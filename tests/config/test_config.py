@@ -222,7 +222,7 @@ def test_a_mistake_in_a_file_names_the_file(load, text, message):
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(UserError, match=f"{path}: cannot be read"):
+        with pytest.raises(UserError, match=f"{path}: no such config file"):
             load_config(path)
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00\xd8")

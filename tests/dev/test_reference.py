@@ -17,7 +17,6 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from test_recipes import SMALL, TAGS, scripted
 
-from miniact.cli.common import find_config
 from miniact.config import Config, load_config
 from miniact.config.load import to_dict
 from miniact.config.sections import STAGES
@@ -47,7 +46,7 @@ def answers(prompt: str, i: int) -> str:
 def run(tmp_path_factory, tokenizer) -> Path:
     """A run with every stage and every evaluation, over a scripted policy in the real world."""
     out = tmp_path_factory.mktemp("reference") / "run"
-    config = load_config(find_config("household"), EVERYTHING)
+    config = load_config("household", EVERYTHING)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "miniact.experiments.pipeline.load_policy", lambda *_: FakePolicy(tokenizer, answers)

@@ -120,14 +120,14 @@ def test_a_folder_of_tasks(tasks, tmp_path):
 def test_an_adapter_is_measured_as_what_it_merges_to(tasks, adapter, tmp_path):
     suite = [str(tasks / "fluency.yaml")]
 
-    def perplexity(model: ModelConfig, adapter: Path | None, out: str) -> float:
-        options = ReasoningOptions(adapter=adapter, max_tokens=8)
+    def perplexity(model: ModelConfig, out: str) -> float:
+        options = ReasoningOptions(max_tokens=8)
         return value(evaluate_reasoning(model, suite, tmp_path / out, options), "word_perplexity")
 
-    plain = perplexity(ModelConfig(), None, "plain")
-    adapted = perplexity(ModelConfig(), adapter, "adapted")
+    plain = perplexity(ModelConfig(), "plain")
+    adapted = perplexity(ModelConfig(start=str(adapter)), "adapted")
     export(adapter, "merged", tmp_path / "merged", "builtin:tiny")
-    merged = perplexity(ModelConfig(path=str(tmp_path / "merged")), None, "of-merged")
+    merged = perplexity(ModelConfig(path=str(tmp_path / "merged")), "of-merged")
     assert adapted == pytest.approx(merged, rel=1e-3)
     assert abs(adapted - plain) > 0.01 * plain
 

@@ -22,7 +22,6 @@ from fakes import FakePolicy, scripted
 from rich.console import Console
 
 from miniact import UserError
-from miniact.cli.common import find_config
 from miniact.cli.main import main
 from miniact.config import load_config
 from miniact.config.load import with_overrides
@@ -61,7 +60,7 @@ SMALL = [
 
 
 def config_of(*options: str):  # type: ignore[no-untyped-def]
-    return load_config(find_config("household"), [*SMALL, *options])
+    return load_config("household", [*SMALL, *options])
 
 
 def quiet() -> Console:

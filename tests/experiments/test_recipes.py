@@ -17,7 +17,6 @@ from rich.console import Console
 from tiny_models import write_model
 
 from miniact import UserError
-from miniact.cli.common import find_config
 from miniact.config import load_config
 from miniact.config.sections import STAGES
 from miniact.experiments.pipeline import Pipeline, resume_run, start_run
@@ -54,7 +53,7 @@ TAGS = ["prompt.form=tags", "prompt.max_tokens=6000", "model.max_tokens_per_batc
 
 
 def config_of(*options: str):  # type: ignore[no-untyped-def]
-    return load_config(find_config("household"), [*SMALL, *options])
+    return load_config("household", [*SMALL, *options])
 
 
 def run(out: Path, *options: str) -> dict:
