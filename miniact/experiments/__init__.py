@@ -1,11 +1,12 @@
 """Run a recipe; compare recipes over seeds.
 
 pipeline.py   from a config to results.json, one plain file after the other
+data.py       what a run learns from: made once, then read back
 results.py    the end of a run: a table for the terminal, and curves
 recipes.py    what a comparison compares: recipes by name, seeds, the rows of the paper
 compare.py    recipes × seeds in one folder, common parts once
 budget.py     the largest comparison that fits a time limit
 table.py      the table of a comparison: intervals, paired differences
 reading.py    what a run folder or a comparison folder holds
-metrics.py    what every logged figure means
+metrics.py    what every logged figure means: metrics.txt, read
 """

@@ -96,13 +96,17 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows to a file that appears only when it is complete. Returns the number of rows."""
-    count = 0
+@contextlib.contextmanager
+def jsonl_writer(path: Path) -> Iterator[Callable[[Iterable[dict[str, Any]]], None]]:
+    """Yield what writes rows to a file that appears only when all is well at the end."""
     with whole_file(path) as file:
-        for count, row in enumerate(rows, start=1):  # noqa: B007
-            file.write(_line(row))
-    return count
+        yield lambda rows: file.writelines(map(_line, rows))
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows to a file that appears only when it is complete."""
+    with jsonl_writer(path) as write:
+        write(rows)
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -49,7 +49,7 @@ def run(tmp_path_factory, tokenizer) -> Path:
     config = load_config("household", EVERYTHING)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "miniact.experiments.pipeline.load_policy", lambda *_: FakePolicy(tokenizer, answers)
+            "miniact.experiments.data.load_policy", lambda *_: FakePolicy(tokenizer, answers)
         )
         run_recipe(config, out, Console(file=StringIO()))
     return out

@@ -402,7 +402,7 @@ def test_the_papers_rows_are_the_default():
 
 def test_every_row_of_the_paper_gets_its_line(tokenizer, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "miniact.experiments.pipeline.load_policy",
+        "miniact.experiments.data.load_policy",
         lambda config, seed: FakePolicy(tokenizer, scripted),
     )
     options = ["prompt.form=tags", "prompt.max_tokens=6000", "model.max_tokens_per_batch=7000"]

@@ -19,7 +19,8 @@ from tiny_models import write_model
 from miniact import UserError
 from miniact.config import load_config
 from miniact.config.sections import STAGES
-from miniact.experiments.pipeline import Pipeline, resume_run, start_run
+from miniact.experiments.data import Workshop, make_data
+from miniact.experiments.pipeline import resume_run, start_run
 from miniact.method.controls.reflections import read_reflections
 from miniact.method.pairs import read_pairs
 from miniact.runs.folder import RunFolder
@@ -74,7 +75,7 @@ def scripted_policy(tokenizer, monkeypatch):
         made.append(FakePolicy(tokenizer, scripted))
         return made[-1]
 
-    monkeypatch.setattr("miniact.experiments.pipeline.load_policy", load)
+    monkeypatch.setattr("miniact.experiments.data.load_policy", load)
     return made
 
 
@@ -186,9 +187,9 @@ def test_early_experience_with_a_real_model_in_tags_form(tmp_path, tokenizer):
     out = tmp_path / "run"
     out.mkdir()
     config = config_of(*options)
-    with RunFolder(out) as folder, Pipeline(config, folder, Console(file=StringIO())) as pipeline:
-        pipeline.policy = FakePolicy(tokenizer, scripted)  # writes; the real one learns below
-        data = pipeline.data()
+    with RunFolder(out) as folder, Workshop(config, folder, Console(file=StringIO())) as work:
+        work.policy = FakePolicy(tokenizer, scripted)  # writes; the real one learns below
+        data = make_data(work)
     assert len(data.reflections) > 5
     run(out, *options)
     rows = rows_of(out)

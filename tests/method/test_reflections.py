@@ -59,9 +59,8 @@ def test_what_each_action_led_to_is_what_the_environment_says(household, tmp_pat
     trajectories = list(collect(household, "train", 5, 0, "expert"))
     file = write(tmp_path / "t.jsonl", trajectories)
     pairs = [p for t in trajectories for p in pairs_of(t)]
-    counts: Counter = Counter()
-    found = list(experiences(household, file, pairs, counts))
-    assert len(found) == sum(len(t.steps) for t in trajectories) and not counts
+    found = [e for e in experiences(household, file, pairs) if e]
+    assert len(found) == sum(len(t.steps) for t in trajectories)
     by_id = {e.state.id: e for e in found}
     for trajectory in trajectories:
         for i, (now, following) in enumerate(zip(trajectory.steps, trajectory.steps[1:])):
@@ -82,10 +81,10 @@ def test_a_state_that_does_not_come_again_is_counted_and_skipped(household, tmp_
     file = write(tmp_path / "t.jsonl", [replace(good, steps=tuple(steps)), other])
     bent = file.read(0)
     pairs = [*pairs_of(bent), *pairs_of(other), *pairs_of(replace(good, id="unknown"))]
-    counts: Counter = Counter()
-    found = list(experiences(household, file, pairs, counts))
-    assert [e.state.id for e in found] == [f"{good.id}#0", f"{good.id}#1"]  # before the bend
-    assert counts == {"not_replayed": 3 * len(steps) - 2}
+    found = list(experiences(household, file, pairs))
+    reached = [e.state.id for e in found if e]
+    assert reached == [f"{good.id}#0", f"{good.id}#1"]  # before the bend
+    assert found.count(None) == 3 * len(steps) - 2
 
 
 def test_replay_notices_another_task_and_an_episode_that_ended(tmp_path):
@@ -106,11 +105,10 @@ def test_a_long_outcome_is_cut_and_a_lost_simulator_is_no_outcome(tmp_path):
     env = Wordy()
     (trajectory,) = collect(env, "train", 1, 0, "expert")
     file = write(tmp_path / "t.jsonl", [trajectory])
-    state, counts = trajectory.state(0), Counter()  # type: ignore[var-annotated]
-    (found,) = experiences(env, file, [Question(state, "east", ("west",))], counts)
+    state = trajectory.state(0)
+    (found,) = experiences(env, file, [Question(state, "east", ("west",))])
     assert found.taken[1] == ("word " * 500)[:OUTCOME_CHARACTERS] + "…"
-    assert not list(experiences(env, file, [Question(state, "east", ("crash",))], counts))
-    assert counts == {"not_replayed": 1}
+    assert list(experiences(env, file, [Question(state, "east", ("crash",))])) == [None]
 
 
 # ---- reflecting --------------------------------------------------------------------------------
@@ -130,10 +128,9 @@ GOOD = "The fridge cools. <action>open fridge</action>"
 def reflect(tokenizer, script, lived=LIVED):  # type: ignore[no-untyped-def]
     policy = FakePolicy(tokenizer, script)
     prompter = Prompter(tokenizer, PromptConfig(max_tokens=4000))
-    counts: Counter = Counter()
-    provenance = {"seed": 3}
-    made = make_reflections(policy, prompter, lived, ReflectConfig(), provenance, counts)
-    return list(made), counts, policy.prompts
+    made = list(make_reflections(policy, prompter, lived, ReflectConfig(), 3, {"seed": 3}))
+    counts = Counter(verdict for _, verdict in made)
+    return [reflection for reflection, _ in made if reflection], counts, policy.prompts
 
 
 def test_the_prompt_shows_every_outcome_and_names_nobody(tokenizer):

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,22 +74,20 @@ def replay(env: Env, trajectory: Trajectory, steps: int) -> bool:
 
 
 def experiences(
-    env: Env, file: TrajectoryFile, pairs: Iterable[Question], counts: Counter
-) -> Iterator[Experience]:
-    """Execute every action of every state with pairs. States that cannot be reached are counted."""
+    env: Env, file: TrajectoryFile, pairs: Iterable[Question]
+) -> Iterator[Experience | None]:
+    """Execute every action of every state with pairs; None where a state cannot be reached."""
     by_id = {file.read(i).id: i for i, split in enumerate(file.splits) if split == "train"}
     for (state, expert), alternatives in by_state(pairs).items():
         name, _, step = state.id.rpartition("#")
-        found = file.read(by_id[name]) if name in by_id and step.isdigit() else None
+        known = file.read(by_id[name]) if name in by_id and step.isdigit() else None
         outcomes = [
             outcome
             for action in (expert, *alternatives)
-            if found and (outcome := _outcome(env, found, int(step), state, action)) is not None
+            if known and (outcome := _outcome(env, known, int(step), state, action)) is not None
         ]
-        if len(outcomes) <= len(alternatives):
-            counts["not_replayed"] += 1
-        else:
-            yield Experience(state, outcomes[0], tuple(outcomes[1:]))
+        whole = len(outcomes) > len(alternatives)
+        yield Experience(state, outcomes[0], tuple(outcomes[1:])) if whole else None
 
 
 def _outcome(
@@ -116,33 +113,34 @@ def _outcome(
 def make_reflections(
     policy: Policy,
     prompter: Prompter,
-    lived: Iterable[Experience],
+    lived: Iterable[Experience | None],
     config: ReflectConfig,
-    provenance: dict[str, Any],
-    counts: Counter,
-) -> Iterator[Reflection]:
-    """Let the policy reflect on each experience and yield what survives. `counts` is updated.
+    seed: int,
+    provenance: dict[str, Any] | None = None,
+) -> Iterator[tuple[Reflection | None, str]]:
+    """Let the policy reflect on each experience; yields (reflection, "kept") or (None, why not).
 
-    `provenance` goes into every reflection; its "seed" fixes the samples.
+    `seed` fixes the samples; `provenance` (of what the policy was) goes into every reflection.
     """
     waiting, at = iter(lived), 0
     seen: set[str] = set()
-    counts["kept"] += 0
-    while batch := list(itertools.islice(waiting, SAMPLED_AT_ONCE)):
+    while states := list(itertools.islice(waiting, SAMPLED_AT_ONCE)):
+        batch = [experience for experience in states if experience]
+        yield from [(None, "not_replayed")] * (len(states) - len(batch))
         prompts = [prompter.reflection(e.state, e.taken, e.others).tokens for e in batch]
-        replies = policy.sample(
-            prompts, 1, config.max_tokens, config.temperature, provenance["seed"] + at
-        )
+        replies = policy.sample(prompts, 1, config.max_tokens, config.temperature, seed + at)
         for experience, (sample,) in zip(batch, replies):
             expert = experience.taken[0]
             text, verdict = judge_reflection(prompter, sample, expert)
             if verdict == "kept" and canonical(text) in seen:
                 verdict = "duplicate"
-            counts[verdict] += 1
             if verdict == "kept":
                 seen.add(canonical(text))
                 outcomes = (experience.taken, *experience.others)
-                yield Reflection(experience.state, expert, text, outcomes, provenance)
+                kept = Reflection(experience.state, expert, text, outcomes, provenance or {})
+                yield kept, verdict
+            else:
+                yield None, verdict
         at += len(batch)
 
 
