@@ -35,7 +35,7 @@ from typing import Any
 import click
 
 from miniact import UserError
-from miniact.cli.common import find_config, friendly
+from miniact.cli.common import friendly
 from miniact.runs.files import read_json, write_json
 
 SMALL = (
@@ -157,14 +157,14 @@ def main_of_fork(out: Path) -> None:
 
     from rich.console import Console
 
-    from miniact.config.sections import load_config
+    from miniact.config import load_config
     from miniact.experiments.pipeline import resume_run, start_run
 
     try:
         if (out / "config.yaml").is_file():
             resume_run(out, Console())
         else:
-            start_run(load_config(find_config("household"), SMALL), out, Console())
+            start_run(load_config("household", SMALL), out, Console())
     except BaseException:
         traceback.print_exc()
         raise

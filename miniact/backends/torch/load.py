@@ -109,7 +109,7 @@ def attach(model: Any, config: ModelConfig, seed: int) -> Any:
         task_type="CAUSAL_LM",
     )
     attached = get_peft_model(model, lora)
-    config_of_peft = attached.peft_config["default"]  # its set of names is saved in any order
+    config_of_peft: Any = attached.peft_config["default"]  # its set of names is saved in any order
     config_of_peft.target_modules = sorted(config_of_peft.target_modules)
     return attached
 
