@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 
 from miniact.envs import Turn
 from miniact.types import Group, Sample, Tokens
@@ -130,3 +131,27 @@ def scripted(prompt: str, i: int) -> str:
     if "Candidate actions" in prompt:
         return f"Hm. <choice>{1 + i % 2}</choice>"
     return f"<action>{('look', 'inventory')[i % 2]}</action>"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "x", "\ud83d"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner),
+    max_leaves=4,
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, row: dict) -> dict:
+    """A copy of a JSON row in which something, however deep, is gone or is something else."""
+    row = json.loads(json.dumps(row))
+    node: Any = row
+    while True:
+        key = draw(st.sampled_from(range(len(node)) if isinstance(node, list) else sorted(node)))
+        if not (isinstance(node[key], (list, dict)) and node[key] and draw(st.booleans())):
+            break
+        node = node[key]
+    if draw(st.booleans()):
+        del node[key]
+    else:
+        node[key] = draw(JSON)
+    return row

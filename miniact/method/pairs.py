@@ -27,7 +27,7 @@ from miniact.config.sections import PairsConfig
 from miniact.data.trajectories import ExpertStates
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical
-from miniact.runs.files import read_jsonl
+from miniact.runs.files import field, read_objects
 from miniact.types import Question, Shown, State
 
 SAMPLED_AT_ONCE = 256  # states per call of the sampler
@@ -226,36 +226,32 @@ def state_row(state: State, history: int) -> dict[str, Any]:
 
 
 def state_from(row: dict[str, Any]) -> State:
-    """The inverse of `state_row`. KeyError, TypeError or ValueError for what is no state."""
-    fields = dict(row)
-    fields["history"] = tuple((str(o), str(a)) for o, a in fields["history"])
-    if fields.get("admissible") is not None:
-        fields["admissible"] = tuple(fields["admissible"])
-    return State(**fields)
+    """The inverse of `state_row`. ValueError naming the field for what is no state."""
+    state = field(row, "state", "an object")
+    admissible = field(state, "admissible", "a list of texts", None)
+    return State(
+        field(state, "id", "text"),
+        field(state, "task", "text"),
+        tuple(map(tuple, field(state, "history", "[[observation, action], …]"))),
+        field(state, "observation", "text"),
+        None if admissible is None else tuple(admissible),
+        field(state, "earlier", "a count", 0),
+    )
+
+
+def pair_from(row: dict[str, Any]) -> Question:
+    """The inverse of `to_row`. ValueError naming the field for what is no pair."""
+    expert, alternative = field(row, "expert", "text"), field(row, "alternative", "text")
+    if canonical(expert) == canonical(alternative):
+        raise ValueError("expert and alternative are the same action")
+    split = field(row, "split", "text", "train")
+    provenance = field(row, "provenance", "an object", None) or {}
+    return Question(state_from(row), expert, (alternative,), split, provenance)
 
 
 def read_pairs(path: Path, skip_bad_rows: bool = False) -> list[Question]:
     """Read pairs.jsonl. Raises UserError naming the line and field of a damaged row."""
-    pairs = []
-    bad: list[int] = []
-    for number, _, row in read_jsonl(path, bad if skip_bad_rows else None):
-        try:
-            expert, alternative = str(row["expert"]), str(row["alternative"])
-            if canonical(expert) == canonical(alternative):
-                raise ValueError("expert and alternative are the same action")
-            split, provenance = str(row.get("split", "train")), row.get("provenance") or {}
-            state = state_from(row["state"])
-            pairs.append(Question(state, expert, (alternative,), split, provenance))
-        except (KeyError, TypeError, ValueError) as error:
-            if skip_bad_rows:
-                bad.append(number)
-                continue
-            reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
-            raise UserError(
-                f"{path}:{number}: {reason}; expected state, expert, alternative"
-            ) from None
-    if bad:
-        print(f"note: {path}: {len(bad)} rows skipped as malformed")
+    pairs = read_objects(path, pair_from, skip_bad_rows)
     if not pairs:
         raise UserError(f"{path}: no pairs; see the counts of the filters, or raise pairs.k")
     return pairs

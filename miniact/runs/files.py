@@ -6,12 +6,16 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from miniact import UserError
+
+Built = TypeVar("Built")
+_HALF = re.compile("[\ud800-\udfff]")  # half of a character: JSON can spell it, UTF-8 cannot
 
 
 @contextlib.contextmanager
@@ -144,6 +148,60 @@ def read_jsonl(
                 else:
                     bad.append(number)
             offset += len(line)
+
+
+def read_objects(
+    path: Path, build: Callable[[dict[str, Any]], Built], skip_bad_rows: bool = False
+) -> list[Built]:
+    """Every row as `build` makes it. UserError naming file, line and `build`'s ValueError."""
+    built: list[Built] = []
+    bad: list[int] = []
+    for number, _, row in read_jsonl(path, bad if skip_bad_rows else None):
+        try:
+            built.append(build(row))
+        except ValueError as error:
+            if not skip_bad_rows:
+                raise UserError(f"{path}:{number}: {error}") from None
+            bad.append(number)
+    if bad:
+        print(f"note: {path}: {len(bad)} rows skipped as malformed")
+    return built
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not _HALF.search(value)
+
+
+def _are_turns(value: Any) -> bool:
+    couples = isinstance(value, list) and all(isinstance(v, list) and len(v) == 2 for v in value)
+    return couples and all(_is_text(text) for couple in value for text in couple)
+
+
+_IS: dict[str, Callable[[Any], bool]] = {
+    "text": _is_text,
+    "a list of texts": lambda v: isinstance(v, list) and all(map(_is_text, v)),
+    "[[observation, action], …]": _are_turns,
+    "[[action, outcome], …]": _are_turns,
+    "a count": lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
+    "an object": lambda v: isinstance(v, dict) and not _HALF.search(_line(v)),
+}
+
+
+def field(row: dict[str, Any], name: str, expected: str, default: Any = ...) -> Any:
+    """A row's field. ValueError where it is not `expected`; null is absent if there is a default.
+
+    >>> field({"task": 3}, "task", "text")
+    Traceback (most recent call last):
+    ValueError: task: expected text, got 3
+    """
+    value = row.get(name)
+    if value is None and default is not ...:
+        return default
+    if name not in row:
+        raise ValueError(f"no field {name!r}; expected {expected}")
+    if not _IS[expected](value):
+        raise ValueError(f"{name}: expected {expected}, got {value!r:.60}")
+    return value
 
 
 def keep_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

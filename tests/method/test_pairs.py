@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
-from fakes import FakePolicy
-from hypothesis import given
+from fakes import FakePolicy, mutated
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from miniact import UserError
@@ -135,3 +136,26 @@ def test_a_damaged_pair_names_its_line(tmp_path, damage, says):
     with pytest.raises(UserError, match=rf"pairs.jsonl:2: .*{says}"):
         read_pairs(path)
     assert len(read_pairs(path, skip_bad_rows=True)) == 1
+
+
+STATE = State("s", "t", (("o", "a"),), "o", ("x", "y"))
+ROW = to_row(Question(STATE, "x", ("y",), "id", {"k": 1}), 9)
+
+
+@given(mutated(ROW))
+@example({**ROW, "state": {**ROW["state"], "earlier": "3"}})
+@example({**ROW, "state": {**ROW["state"], "task": ["t"]}})
+def test_any_row_is_a_pair_or_one_line_that_names_it(tokenizer, tmp_path_factory, row):
+    path = tmp_path_factory.getbasetemp() / "mutated.jsonl"
+    path.write_text(f"{json.dumps(ROW)}\n{json.dumps(row)}\n")
+    try:
+        pairs = read_pairs(path)
+    except UserError as error:
+        named = "|".join([*ROW, *ROW["state"]])
+        assert re.fullmatch(rf"{path}:2: [^\n]*\b({named})\b[^\n]*", str(error)), error
+        return
+    prompter = Prompter(tokenizer, PromptConfig())
+    for pair in pairs:
+        prompter.critic(pair.state, pair.present(0).actions)
+    write_jsonl(path, [to_row(pair, 9) for pair in pairs])
+    assert read_pairs(path) == pairs

@@ -7,7 +7,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from fakes import Corridor, FakePolicy
+from fakes import Corridor, FakePolicy, mutated
+from hypothesis import given
 
 from miniact import UserError
 from miniact.config import load_config
@@ -210,8 +211,25 @@ def test_a_reflection_survives_the_file_and_a_damaged_line_is_named(tmp_path):
     row = to_row(kept, 9)
     del row["text"]
     path.write_text(json.dumps(to_row(kept, 9)) + "\n" + json.dumps(row) + "\n")
-    with pytest.raises(UserError, match=r"reflections.jsonl:2: KeyError\('text'\)"):
+    with pytest.raises(UserError, match=r"reflections.jsonl:2: no field 'text'"):
         read_reflections(path)
+
+
+STATE = State("s", "t", (("o", "a"),), "o", ("x", "y"))
+KEPT = Reflection(STATE, "x", "so", (("x", "ok"),), {"k": 1})
+
+
+@given(mutated(to_row(KEPT, 9)))
+def test_any_row_is_a_reflection_or_one_line_that_names_it(tmp_path_factory, row):
+    path = tmp_path_factory.getbasetemp() / "mutated.jsonl"
+    path.write_text(f"{json.dumps(to_row(KEPT, 9))}\n{json.dumps(row)}\n")
+    try:
+        reflections = read_reflections(path)
+    except UserError as error:
+        assert str(error).startswith(f"{path}:2: ") and "\n" not in str(error)
+        return
+    write_jsonl(path, [to_row(reflection, 9) for reflection in reflections])
+    assert read_reflections(path) == reflections
 
 
 def test_a_thought_is_written_as_the_model_thinks(tokenizer, switch_tokenizer):

@@ -33,7 +33,7 @@ from miniact.envs import Env
 from miniact.method.pairs import SAMPLED_AT_ONCE, by_state, state_from, state_row
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical, same_action
-from miniact.runs.files import read_jsonl
+from miniact.runs.files import field, read_objects
 from miniact.types import Question, Reflection, Sample, State, Trajectory
 
 OUTCOME_CHARACTERS = 600  # of an outcome, at most: some worlds answer with pages
@@ -167,17 +167,14 @@ def to_row(reflection: Reflection, history: int) -> dict[str, Any]:
     return {**asdict(reflection), "state": state_row(reflection.state, history)}
 
 
+def reflection_from(row: dict[str, Any]) -> Reflection:
+    """The inverse of `to_row`. ValueError naming the field for what is no reflection."""
+    outcomes = tuple(map(tuple, field(row, "outcomes", "[[action, outcome], …]")))
+    provenance = field(row, "provenance", "an object", None) or {}
+    expert, text = field(row, "expert", "text"), field(row, "text", "text")
+    return Reflection(state_from(row), expert, text, outcomes, provenance)
+
+
 def read_reflections(path: Path) -> Sequence[Reflection]:
-    """Read reflections.jsonl. Raises UserError naming the line of a damaged row."""
-    found = []
-    for number, _, row in read_jsonl(path):
-        try:
-            outcomes = tuple((str(action), str(outcome)) for action, outcome in row["outcomes"])
-            state, provenance = state_from(row["state"]), row.get("provenance") or {}
-            expert, text = str(row["expert"]), str(row["text"])
-            found.append(Reflection(state, expert, text, outcomes, provenance))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}:{number}: {error!r}; expected state, expert, text, outcomes"
-            ) from None
-    return found
+    """Read reflections.jsonl. Raises UserError naming the line and field of a damaged row."""
+    return read_objects(path, reflection_from)
