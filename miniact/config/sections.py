@@ -245,3 +245,10 @@ class Config:
     pairs: PairsConfig = field(default_factory=PairsConfig)
     stage: StagesConfig = field(default_factory=StagesConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def seed_for(self, *purpose: int | str) -> int:
+        """An independent seed for one purpose, ("stage", 2, "act"): the same on every machine."""
+        import numpy as np  # not at the top: --help reads no config and answers at once
+
+        letters = [byte for word in purpose for byte in str(word).encode()]
+        return int(np.random.SeedSequence([self.seed, *letters]).generate_state(1)[0] >> 1)

@@ -17,7 +17,7 @@ from typing import Any
 
 from miniact.backends.protocol import Policy
 from miniact.envs import Env, Turn
-from miniact.method.prompts import Prompt, Prompter
+from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical
 from miniact.types import State
 
@@ -165,7 +165,8 @@ def play_episodes(
                 states = list(each(lambda one: one.look(prompter.config.show_admissible), live))
             with tally.timing("model"):
                 asked = [prompter.action(state, options.thinking) for state in states]
-                replies = _sample(policy, asked, options, tick)
+                tokens, seed = [prompt.tokens for prompt in asked], options.seed + tick
+                replies = ask(policy, tokens, options.max_tokens, options.temperature, seed)
                 actions = [prompter.parse_action(reply) for reply in replies]
             with tally.timing("environment"):
                 list(each(_Live.act, live, replies, actions))
@@ -184,16 +185,15 @@ def play_episodes(
     return [done[task_id] for task_id in task_ids]
 
 
-def _sample(policy: Policy, asked: Sequence[Prompt], options: PlayOptions, tick: int) -> list[str]:
+def ask(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+) -> list[str]:
     """One reply to each prompt."""
-    answers = policy.sample(
-        [prompt.tokens for prompt in asked],
-        1,
-        options.max_tokens,
-        options.temperature,
-        options.seed + tick,
-    )
-    return [sample.text for (sample,) in answers]
+    return [one.text for (one,) in policy.sample(prompts, 1, max_tokens, temperature, seed)]
 
 
 @contextmanager

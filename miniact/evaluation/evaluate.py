@@ -15,8 +15,9 @@ import numpy as np
 
 from miniact.backends.protocol import Policy
 from miniact.config.sections import EvalConfig
+from miniact.data.trajectories import ExpertStates
 from miniact.envs import Env
-from miniact.evaluation.episodes import Episode, PlayOptions, Tally, play_episodes
+from miniact.evaluation.episodes import Episode, PlayOptions, Tally, ask, play_episodes
 from miniact.evaluation.intervene import forced_prefix, wrong_choice
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import same_action
@@ -88,10 +89,8 @@ def next_action_accuracy(
 ) -> dict[str, Any]:
     """How often the policy's action in a held-out expert state is the expert's."""
     prompts = [prompter.action(state, config.thinking) for state, _ in states]
-    replies = policy.sample(
-        [p.tokens for p in prompts], 1, config.max_tokens, config.temperature, seed
-    )
-    actions = [prompter.parse_action(sample.text) for (sample,) in replies]
+    replies = ask(policy, [p.tokens for p in prompts], config.max_tokens, config.temperature, seed)
+    actions = [prompter.parse_action(reply) for reply in replies]
     hits = [a is not None and same_action(a, expert) for a, (_, expert) in zip(actions, states)]
     return {
         "accuracy": rate(hits),
@@ -148,16 +147,11 @@ def ask_critic(
     """The critic's choices (None: unparseable), and how many turns of history were left out."""
     prompts = [prompter.critic(s.state, s.actions, config.judge_thinking) for s in shown]
     begun = [forced_prefix(prompter, config.intervene, s.actions, s.right) for s in shown]
-    replies = policy.sample(
-        [p.tokens + prompter.begin_tokens(text) for p, text in zip(prompts, begun)],
-        1,
-        config.judge_max_tokens,
-        config.temperature,
-        seed,
-    )
+    asked = [p.tokens + prompter.begin_tokens(text) for p, text in zip(prompts, begun)]
+    replies = ask(policy, asked, config.judge_max_tokens, config.temperature, seed)
     chosen = [
-        prompter.parse_choice(text + sample.text, s.actions)
-        for text, (sample,), s in zip(begun, replies, shown)
+        prompter.parse_choice(text + reply, s.actions)
+        for text, reply, s in zip(begun, replies, shown)
     ]
     return chosen, sum(p.dropped for p in prompts)
 
@@ -181,6 +175,23 @@ class HeldOut:
     envs: Sequence[Env] = ()
     states: Sequence[tuple[State, str]] = ()
     questions: Sequence[Question] = ()
+
+    @classmethod
+    def draw(
+        cls,
+        envs: Sequence[Env],
+        states: Sequence[tuple[State, str]] | ExpertStates,
+        questions: Sequence[Question],
+        config: EvalConfig,
+        seed: int,
+    ) -> HeldOut:
+        """As many states and questions as the config asks for, drawn from the seed."""
+
+        def some(of: Any, n: int, purpose: int) -> list[Any]:
+            chosen = np.random.default_rng([seed, purpose]).permutation(len(of))[:n]
+            return [of[int(i)] for i in sorted(chosen)]
+
+        return cls(envs, some(states, config.states, 1), some(questions, config.pairs, 2))
 
 
 def evaluate(

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from miniact import UserError
@@ -34,12 +33,6 @@ from miniact.runs.files import jsonl_writer, write_json, write_jsonl
 from miniact.runs.folder import RunFolder, explain_full_disk
 from miniact.runs.progress import Bar
 from miniact.types import Question, Reflection
-
-
-def derive_seed(seed: int, *salt: int | str) -> int:
-    """An independent seed for one purpose: the same for the same arguments, on every machine."""
-    words = [b for part in salt for b in str(part).encode()]
-    return int(np.random.SeedSequence([seed, *words]).generate_state(1)[0] >> 1)
 
 
 class Workshop:
@@ -70,7 +63,7 @@ class Workshop:
 
     @functools.cached_property
     def policy(self) -> Policy:
-        return load_policy(self.config.model, derive_seed(self.config.seed, "lora"))
+        return load_policy(self.config.model, self.config.seed_for("lora"))
 
     @functools.cached_property
     def prompter(self) -> Prompter:
@@ -164,7 +157,7 @@ def trajectories(work: Workshop) -> TrajectoryFile:
 
 def _play(work: Workshop, write: Callable[[Iterable[dict]], None]) -> None:
     """Let the environment's expert play the tasks of every split."""
-    config, seed = work.config.env, derive_seed(work.config.seed, "collect")
+    config, seed = work.config.env, work.config.seed_for("collect")
     splits = {"train": config.train_tasks}
     splits |= dict.fromkeys(work.config.eval.splits, config.heldout_tasks)
     (env,) = work.envs(1)
@@ -197,7 +190,7 @@ def _pairs_of_split(
     work: Workshop, file: TrajectoryFile, split: str, write: Callable[[Iterable[dict]], None]
 ) -> Counter:
     """Write the pairs of one split; returns what became of all proposals."""
-    config, seed = work.config.pairs, derive_seed(work.config.seed, "pairs", split)
+    config, seed = work.config.pairs, work.config.seed_for("pairs", split)
     if config.source == "admissible":
         provenance = {"source": "admissible", "seed": seed}
     else:
@@ -218,7 +211,7 @@ def reflections(
     """Reflections on the train pairs by the initial policy."""
     path, config = work.run.path / "reflections.jsonl", work.config.stage.reflect
     if not path.is_file():
-        seed, counts = derive_seed(work.config.seed, "reflections", "train"), Counter(kept=0)
+        seed, counts = work.config.seed_for("reflections", "train"), Counter(kept=0)
         (env,) = work.envs(1)
         with work.making(path, "reflections") as write:
             for reflection, verdict in make_reflections(

@@ -11,14 +11,13 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import yaml
 from rich.console import Console
 
@@ -31,7 +30,6 @@ from miniact.evaluation.evaluate import HeldOut, evaluate
 from miniact.experiments.data import (
     Data,
     Workshop,
-    derive_seed,
     heldout_splits,
     make_data,
     pairs,
@@ -53,7 +51,9 @@ def measure(work: Workshop, name: str, folder: Path, data: Data) -> dict[str, An
     path = folder / "eval.json"
     if path.is_file():
         return read_json(path)
-    config, seed = work.config.eval, derive_seed(work.config.seed, "eval")
+    config, seed = work.config.eval, work.config.seed_for("eval")
+    states = data.file.states(*heldout_splits(data.file))
+    asked = data.questions(work.config.pairs.choices)
     at_once = work.config.env.workers or work.config.env.parallel
     with work.timed("evaluate"), Bar(work.console, f"eval {name}") as bar:
         envs = work.envs(min(at_once, config.episodes or 1))
@@ -69,11 +69,7 @@ def measure(work: Workshop, name: str, folder: Path, data: Data) -> dict[str, An
             work.prompter,
             config,
             seed,
-            HeldOut(
-                envs,
-                _sample(data.file.states(*heldout_splits(data.file)), config.states, (seed, 1)),
-                _sample(data.questions(work.config.pairs.choices), config.pairs, (seed, 2)),
-            ),
+            HeldOut.draw(envs, states, asked, config, seed),
             tally,
         )
     if tally.episodes:
@@ -114,17 +110,11 @@ def train(work: Workshop, number: int, name: str, data: Data, bar: Bar) -> None:
         data.file.states("train"),
         learned_from,
         StageLog(work.run, number, name, bar),
-        derive_seed(work.config.seed, "stage", number, name),
+        work.config.seed_for("stage", number, name),
         work.config.pairs,
         data.reflections,
     )
     run(stage)
-
-
-def _sample(items: Any, n: int, seed: Sequence[int]) -> list:
-    """n of the items, in their order; all where there are fewer."""
-    chosen = np.random.default_rng(seed).permutation(len(items))[:n]
-    return [items[int(i)] for i in sorted(chosen)]
 
 
 def environment(config: Config) -> dict[str, Any]:
