@@ -27,15 +27,18 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
 from miniact import UserError
 from miniact.cli.common import friendly
+from miniact.config import load_config
 from miniact.runs.files import read_json, write_json
 
 SMALL = (
@@ -153,14 +156,9 @@ def run_in_fork(out: Path, kill: Moment) -> Played:
 
 
 def main_of_fork(out: Path) -> None:
-    import traceback
-
-    from rich.console import Console
-
-    from miniact.config import load_config
-    from miniact.experiments.pipeline import resume_run, start_run
-
     try:
+        from miniact.experiments.pipeline import resume_run, start_run
+
         if (out / "config.yaml").is_file():
             resume_run(out, Console())
         else:
