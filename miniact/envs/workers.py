@@ -1,15 +1,16 @@
 """An environment in a process of its own: many slow simulators at once, and none can harm the run.
 
-    WorkerEnv ── [["step", "go east"], ["admissible"]] ──▶ main ──▶ Env
-              ◀── {"values": [{"observation": …}, ["go west"]]} ──
+    WorkerEnv ── ["step", "go east"] ──▶ main ──▶ Env
+              ◀── {"value": {"observation": …}} ──
 
-The pipes carry JSON lines: what an environment says is data. A worker that dies, raises or takes
+The socket carries JSON lines: what an environment says is data. A worker that dies, raises or takes
 longer than `timeout_s` for one answer is killed and replaced at the next reset; its episode ends as
 lost, which counts as failed. Only a worker that cannot play its very first episode is an error.
 
 A worker is the leader of a session: it never sees a Ctrl-C, and its children are killed with it. It
-ends when its standard input closes, so also when the process that started it was killed. What a
-simulator prints is dropped; to read it, use the environment without a worker.
+ends when the socket closes, so also when the process that started it was killed. What a simulator
+prints is dropped; to read it, use the environment without a worker. (multiprocessing would run the
+user's script again in each worker, torch and all, and wait for a dead one before its children are.)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,7 @@ import threading
 import time
 import weakref
 from dataclasses import asdict
-from typing import IO, Any
+from typing import Any
 
 from miniact import UserError
 from miniact.envs import Env, Turn, build_env, find_env
@@ -37,7 +39,7 @@ _IDLE = "no episode is running"
 GRACE_S = 5.0  # for an environment to close; then its processes are killed
 
 # The worker imports what its parent would import; `-m` would look into the working folder first.
-_CODE = "import sys; sys.path[:] = sys.argv[1:]; from miniact.envs.workers import main; main()"
+_CODE = "import sys; fd, *sys.path = sys.argv[1:]; from miniact.envs.workers import main; main(fd)"
 
 
 class WorkerEnv:
@@ -57,64 +59,52 @@ class WorkerEnv:
         self._why = _IDLE
         self._played = False  # has a reset ever succeeded?
         self._score = 0.0  # of the last turn
-        self._lists = False  # once somebody asks for the admissible actions …
-        self._listed: list | None = None  # … they come along with every turn
 
     @functools.cached_property
     def splits(self) -> tuple[str, ...]:
-        (splits,) = self._insist(["splits"])
-        return tuple(splits)
+        return tuple(self._insist("splits"))
 
     def tasks(self, split: str, n: int, seed: int) -> list[str]:
-        (ids,) = self._insist(["tasks", split, n, seed])
-        return ids
+        return self._insist("tasks", split, n, seed)
 
     def reset(self, task_id: str) -> tuple[str, Turn]:
         """Start an episode; a task that stops two workers, one after the other, is lost."""
         try:
-            (task, turn), *listed = self._insist(["reset", task_id], *self._look())
+            task, turn = self._insist("reset", task_id)
         except _LostError:
             if not self._played:
                 raise
             return "", self._lost()
         self._played = True
-        return task, self._turn(turn, listed)
+        return task, self._turn(turn)
 
     def step(self, action: str) -> Turn:
         try:
-            turn, *listed = self._ask(["step", action], *self._look())
+            return self._turn(self._ask("step", action))
         except _LostError:
             return self._lost()
-        return self._turn(turn, listed)
 
     def admissible(self) -> tuple[str, ...] | None:
-        if not self._lists:
-            try:
-                (self._listed,) = self._ask(["admissible"])
-            except _LostError:
-                return None
-            self._lists = True
-        return None if self._listed is None else tuple(self._listed)
+        listed = self._look("admissible")
+        return None if listed is None else tuple(listed)
 
     def expert_action(self) -> str | None:
-        try:
-            return self._ask(["expert_action"])[0]
-        except _LostError:
-            return None
+        return self._look("expert_action")
 
     def close(self) -> None:
         """End the worker; an episode in progress is lost. The next reset starts another."""
         worker, self._worker = self._worker, None
-        self._why, self._listed = _IDLE, None
+        self._why = _IDLE
         if worker is not None:
             worker.stop()
 
-    def _look(self) -> list[list]:
-        return [["admissible"]] if self._lists else []
+    def _look(self, what: str) -> Any:
+        """Looking at a dead world is no error: nothing is to be seen."""
+        with contextlib.suppress(_LostError):
+            return self._ask(what)
+        return None
 
-    def _turn(self, fields: dict[str, Any], listed: list) -> Turn:
-        if listed:
-            (self._listed,) = listed
+    def _turn(self, fields: dict[str, Any]) -> Turn:
         self._score = fields["score"]
         return Turn(**fields)
 
@@ -122,25 +112,24 @@ class WorkerEnv:
         text = f"{STOPPED}: {self._why}."
         return Turn(text, done=True, score=self._score, applied=False, lost=True)
 
-    def _ask(self, *calls: list) -> list:
-        """The values of some calls, made one after the other in a single exchange."""
+    def _ask(self, *call: Any) -> Any:
         if self._worker is None:
             raise _LostError(self._why)
         try:
-            return self._worker.ask(*calls)
+            return self._worker.ask(*call)
         except _LostError as error:
             self.close()
             self._why = str(error)
             raise
 
-    def _insist(self, *calls: list) -> list:
+    def _insist(self, *call: Any) -> Any:
         """Ask; if there is no worker, or it stops, ask a new one, twice at the most."""
         for _ in range(2):
             if self._worker is None:
                 self._worker = _Worker(self._setup, self._timeout_s)
                 self._score = 0.0
             with contextlib.suppress(_LostError):
-                return self._ask(*calls)
+                return self._ask(*call)
         raise _LostError(
             f"{self._name}: two worker processes stopped, one after the other ({self._why}); "
             "env.workers=0 shows what they print"
@@ -155,47 +144,49 @@ class _Worker:
     """The parent's end of one worker process. It ends with `stop`, and with this object."""
 
     def __init__(self, setup: dict[str, Any], timeout_s: float) -> None:
+        if os.name != "posix":
+            raise UserError("env.workers: needs Linux or macOS; set env.workers to 0")
         self._timeout_s = timeout_s
         folder = tempfile.TemporaryDirectory(prefix="miniact-worker-", ignore_cleanup_errors=True)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _CODE, *filter(None, sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": folder.name},
-            start_new_session=True,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
-        )
-        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._stdin = self._process.stdin
-        ears = (self._process.stdout, self._answers)
-        reader = threading.Thread(target=_read_lines, args=ears, daemon=True)
-        reader.start()
-        self.stop = weakref.finalize(self, _stop, self._process, reader, folder)
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _CODE, str(theirs.fileno()), *filter(None, sys.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": folder.name},
+                start_new_session=True,
+                pass_fds=[theirs.fileno()],
+            )
+        self._socket.settimeout(timeout_s)
+        self._answers = self._socket.makefile("rb")
+        self.stop = weakref.finalize(self, _stop, self._process, self._socket, folder)
         self._ready = False
         self._send(setup)
 
-    def ask(self, *calls: list) -> list:
+    def ask(self, *call: Any) -> Any:
+        """The value of one call of the protocol: the name of a method, then its arguments."""
         if not self._ready:
             self._receive()  # the answer to the setup
             self._ready = True
-        self._send(calls)
+        self._send(call)
         return self._receive()
 
     def _send(self, message: Any) -> None:
-        with contextlib.suppress(OSError, ValueError):  # it has ended: its answer will say so
-            text = json.dumps(message, default=str)  # YAML knows dates, JSON does not
-            self._stdin.write(text.encode() + b"\n")
-            self._stdin.flush()
+        text = json.dumps(message, default=str)  # YAML knows dates, JSON does not
+        with contextlib.suppress(OSError):  # it has ended: its answer will say so
+            self._socket.sendall(text.encode() + b"\n")
 
-    def _receive(self) -> list:
+    def _receive(self) -> Any:
+        line = b""
         try:
-            line = self._answers.get(timeout=self._timeout_s)
-        except queue.Empty:
+            with contextlib.suppress(ConnectionError):  # it died with a call unread
+                line = self._answers.readline()
+        except TimeoutError:
             _kill(self._process.pid)
             raise _LostError(f"no answer within {self._timeout_s:g} s") from None
-        if not line:
+        if not line.endswith(b"\n"):
             self.stop()
             code = self._process.wait()
             raise _LostError(f"exit code {code}" if code >= 0 else f"{signal.strsignal(-code)}")
@@ -204,19 +195,20 @@ class _Worker:
             raise UserError(answer["user_error"])
         if "raised" in answer:
             raise _LostError(answer["raised"])
-        return answer["values"]
+        return answer["value"]
 
 
 def _stop(
     process: subprocess.Popen[bytes],
-    reader: threading.Thread,
+    ours: socket.socket,
     folder: tempfile.TemporaryDirectory[str],
 ) -> None:
     """Let the worker close its environment; then kill whatever is left of its session."""
-    assert process.stdin is not None
-    with contextlib.suppress(OSError):  # what could not be written to it is flushed here again
-        process.stdin.close()
-    reader.join(GRACE_S)  # it ends when the worker does, whose id stays taken until `wait`
+    with ours, contextlib.suppress(OSError):
+        ours.shutdown(socket.SHUT_WR)
+        ours.settimeout(GRACE_S)
+        while ours.recv(65536):  # until it ends; its id stays taken until `wait`
+            pass
     _kill(process.pid)
     process.wait()
     folder.cleanup()
@@ -225,74 +217,45 @@ def _stop(
 def _kill(leader: int) -> None:
     """Kill a session at once. Its leader must not have been waited for: its id could be reused."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(leader, signal.SIGKILL)
-        else:  # Windows knows no process groups of this kind
-            os.kill(leader, signal.SIGTERM)
-
-
-def _read_lines(stream: IO[bytes], lines: queue.SimpleQueue[bytes]) -> None:
-    """Put every line into the queue, and an empty one at the end."""
-    with stream, contextlib.suppress(OSError):
-        for line in stream:
-            lines.put(line)
-    lines.put(b"")
+        os.killpg(leader, signal.SIGKILL)
 
 
 # ---- inside the worker ---------------------------------------------------------------------------
 
 
-def main() -> None:
+def main(fd: str) -> None:
     """Build the environment that the first line names, then answer calls until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    stdin, stdout = _take_pipes()
-    threading.Thread(target=_listen, args=(stdin, requests), daemon=True).start()
+    parent = socket.socket(fileno=int(fd))
+    parent.set_inheritable(False)  # no child of a simulator may hold it open
+    threading.Thread(target=_listen, args=(parent, requests), daemon=True).start()
     env: Env | None = None
     while line := requests.get():
         try:
-            message = json.loads(line)
+            message, value = json.loads(line), None
             if env is None:
-                env, message = build_env(**message), []
-            answer = json.dumps({"values": [_call(env, *call) for call in message]})
+                env = build_env(**message)
+            else:
+                value = getattr(env, message[0])
+                value = value(*message[1:]) if callable(value) else value
+            answer = json.dumps({"value": value}, default=asdict)  # turns are dataclasses
         except UserError as error:
             answer = json.dumps({"user_error": str(error)})
         except (Exception, SystemExit) as error:
             answer = json.dumps({"raised": f"{type(error).__name__}: {error}"})
-        stdout.write(answer.encode() + b"\n")
-        stdout.flush()
+        parent.sendall(answer.encode() + b"\n")
         if env is None:
             return
     if env is not None:
         env.close()
 
 
-def _call(env: Env, method: str, *args: Any) -> Any:
-    """One call of the protocol, its answer as JSON values."""
-    match method:
-        case "splits":
-            return env.splits
-        case "reset":
-            task, turn = env.reset(*args)
-            return task, asdict(turn)
-        case "step":
-            return asdict(env.step(*args))
-        case "tasks" | "admissible" | "expert_action":
-            return getattr(env, method)(*args)
-    raise ValueError(f"no method of Env: {method!r}")
-
-
-def _take_pipes() -> tuple[IO[bytes], IO[bytes]]:
-    """The two pipes, out of reach: simulators (and their children) print, and some read."""
-    pipes = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(nothing, fd)
-    return pipes
-
-
-def _listen(stdin: IO[bytes], requests: queue.SimpleQueue[bytes]) -> None:
+def _listen(parent: socket.socket, requests: queue.SimpleQueue[bytes]) -> None:
     """Hear the end of the input even while the environment is busy, and see that it is obeyed."""
-    _read_lines(stdin, requests)
+    with contextlib.suppress(OSError):
+        for line in parent.makefile("rb"):
+            requests.put(line)
+    requests.put(b"")
     time.sleep(GRACE_S)
     _kill(os.getpid())
