@@ -2,9 +2,74 @@
 
 Start with `types.py` (what flows), then `method/act.py` (the idea), then `method/grpo.py` and
 `method/losses.py` (the mathematics), then `backends/torch/` (the only place where PyTorch appears).
+
+What `import miniact` offers is in `API`: imported when first used, so that nothing is loaded that
+is not needed, PyTorch least of all. docs/api.md shows it at work.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from miniact.backends.protocol import load_policy
+    from miniact.config import load_config
+    from miniact.envs import make_env
+    from miniact.experiments.compare import compare
+    from miniact.experiments.pipeline import run_recipe as run
+    from miniact.method.prompts import Prompter
+    from miniact.method.stage import Stage, imitate, reinforce
+    from miniact.types import (
+        Completion,
+        Group,
+        Question,
+        Reflection,
+        Rollout,
+        Sample,
+        Scored,
+        Shown,
+        State,
+        Step,
+        Trajectory,
+    )
+
 __version__ = "0.1.0"
+
+API = {  # name: where it lives
+    "load_config": "miniact.config:load_config",
+    "run": "miniact.experiments.pipeline:run_recipe",
+    "compare": "miniact.experiments.compare:compare",
+    "load_policy": "miniact.backends.protocol:load_policy",
+    "Prompter": "miniact.method.prompts:Prompter",
+    "make_env": "miniact.envs:make_env",
+    "Stage": "miniact.method.stage:Stage",
+    "imitate": "miniact.method.stage:imitate",
+    "reinforce": "miniact.method.stage:reinforce",
+    **{
+        name: f"miniact.types:{name}"
+        for name in (
+            *("Step", "Trajectory", "State", "Question", "Shown", "Sample", "Scored", "Rollout"),
+            *("Completion", "Group", "Reflection"),
+        )
+    },
+}
+__all__ = ["Interrupted", "UserError", "__version__", *API]
+
+
+if not TYPE_CHECKING:  # or every misspelt name would pass
+
+    def __getattr__(name: str) -> Any:
+        """A name of the API, imported when it is first asked for."""
+        if name not in API:
+            raise AttributeError(f"module 'miniact' has no attribute {name!r}")
+        module, _, attribute = API[name].partition(":")
+        globals()[name] = value = getattr(importlib.import_module(module), attribute)
+        return value
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class UserError(Exception):

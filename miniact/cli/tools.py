@@ -95,13 +95,10 @@ def compare(config, recipes, seeds, baseline, budget, out, force):  # type: igno
     from rich.console import Console
 
     from miniact.experiments.budget import fit, parse_budget
-    from miniact.experiments.compare import Comparison, choose_baseline
-    from miniact.experiments.compare import compare as run_comparison
-    from miniact.experiments.recipes import parse_recipes, parse_seeds
+    from miniact.experiments.compare import planned, run_comparison
     from miniact.tools.plan import check_fits
 
-    rows, numbers = parse_recipes(recipes, config), parse_seeds(seeds)
-    asked = Comparison(out, config, tuple(rows), tuple(numbers), choose_baseline(baseline, rows))
+    asked = planned(config, out, recipes, seeds, baseline)
     limit, console = parse_budget(budget) if budget else None, Console()
     (asked.check_rows if limit else asked.check)()
     console.print(asked.amount(), highlight=False, soft_wrap=True)

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -26,7 +27,7 @@ from miniact import UserError
 from miniact.config import Config, load_config
 from miniact.config.load import changed_keys, differing, to_dict, with_overrides
 from miniact.experiments.pipeline import environment, run_recipe, write_config
-from miniact.experiments.recipes import Recipe
+from miniact.experiments.recipes import Recipe, parse_recipes, parse_seeds
 from miniact.experiments.table import build, print_comparison, write_comparison
 from miniact.runs.files import keep_rows, read_json, whole_folder, write_json, write_text
 from miniact.runs.folder import explain_full_disk, locked
@@ -264,7 +265,28 @@ def choose_baseline(name: str | None, recipes: Sequence[Recipe]) -> str:
     return name
 
 
-def compare(comparison: Comparison, console: Console) -> None:
+def planned(
+    config: Config, out: str | Path, recipes: str, seeds: str, baseline: str | None
+) -> Comparison:
+    """A comparison from words: recipes as in --recipes, seeds as in --seeds. Runs nothing."""
+    rows = parse_recipes(recipes, config)
+    chosen = choose_baseline(baseline, rows)
+    return Comparison(Path(out), config, tuple(rows), tuple(parse_seeds(seeds)), chosen)
+
+
+def compare(
+    config: Config,
+    out: str | Path,
+    recipes: str = "default",
+    seeds: str = "0-4",
+    baseline: str | None = None,
+) -> dict[str, Any]:
+    """What `miniact compare` does, in one call; returns what comparison.json holds."""
+    run_comparison(planned(config, out, recipes, seeds, baseline), Console())
+    return read_json(Path(out) / "comparison.json")
+
+
+def run_comparison(comparison: Comparison, console: Console) -> None:
     """Run what is missing, then write and print the table.
 
     Raises UserError when runs failed, after the table of the others was written.

@@ -157,8 +157,9 @@ def opened(config: Config, out: Path, console: Console) -> Iterator[Workshop]:
         yield work
 
 
-def run_recipe(config: Config, out: Path, console: Console) -> dict[str, Any]:
+def run_recipe(config: Config, out: str | Path, console: Console | None = None) -> dict[str, Any]:
     """Run a config's recipe in a new folder, or go on with it; returns what results.json holds."""
+    out, console = Path(out), console or Console()
     with opened(config, out, console) as work:
         results = run_stages(work)
         with explain_full_disk(out):

@@ -30,8 +30,8 @@ from miniact.experiments.compare import (
     Comparison,
     choose_baseline,
     common_stages,
-    compare,
     done_stages,
+    run_comparison,
 )
 from miniact.experiments.pipeline import start_run
 from miniact.experiments.reading import training_cost
@@ -75,7 +75,7 @@ def plan(folder: Path, recipes: str, seeds: str = "0", *options: str) -> Compari
 
 def run(comparison: Comparison) -> str:
     console = quiet()
-    compare(comparison, console)
+    run_comparison(comparison, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
