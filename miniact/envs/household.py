@@ -2,12 +2,12 @@
 
 A room holds 6-8 numbered receptacles ("places" below) and 6-9 numbered objects. The agent sees
 what a place holds only while it stands there and the place is open, and carries one object at most.
-Everything follows from the task id, which seeds a generator: no files, nothing to download. Texts
+Everything follows from the task id, which seeds a generator: nothing to download. Texts
 and rules are those of ALFWorld 0.4.2, except that here
 - each type of task has one sentence; there is no slicing, no `help`, and one kind of lamp, which
   is a true switch: used twice it is off again;
 - no object starts clean, hot or cool, or in the kind of place that the task wants it in;
-- one table of commonsense, `_FITS`, places the objects and orders the expert's search.
+- one table of commonsense, `fits` in household.yaml, places objects and orders the expert's search.
 
 Splits: "train"; "id" has the rooms and goals of train, but other placements; "ood" has other
 rooms, and goals (object, target) that train never has, but no word that train does not use.
@@ -20,7 +20,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import NamedTuple
+
+import yaml
 
 from miniact import UserError
 from miniact.envs import Turn
@@ -31,60 +34,15 @@ COPIES = 2  # of a type of object in a room, at most: "apple 1" and "apple 2"
 NUMBERS = 1_000_000  # of tasks of one type in one split
 OPENABLE = frozenset({"cabinet", "drawer", "fridge", "microwave"})
 
-# Where an object fits, likeliest place first; "desklamp" if a task may ask to look at it in light.
-# A star marks a goal (object, target) that is kept for the ood split.
-_STARRED_FITS = {
-    "apple": "fridge countertop diningtable* sinkbasin garbagecan microwave",
-    "egg": "fridge countertop* sinkbasin diningtable garbagecan microwave",
-    "potato": "countertop sinkbasin* fridge diningtable garbagecan microwave",
-    "mug": "countertop desk cabinet diningtable shelf* sinkbasin sidetable microwave desklamp",
-    "cup": "cabinet countertop* shelf coffeetable sinkbasin sidetable diningtable fridge microwave",
-    "plate": "cabinet diningtable countertop* sinkbasin shelf fridge microwave*",
-    "spoon": "drawer diningtable* countertop sinkbasin",
-    "cloth": "cabinet toilet* countertop drawer shelf sinkbasin garbagecan",
-    "soapbar": "sinkbasin countertop* toilet cabinet drawer garbagecan shelf*",
-    "spraybottle": "cabinet shelf toilet* countertop garbagecan drawer",
-    "toiletpaper": "toilet cabinet drawer* shelf countertop garbagecan",
-    "handtowel": "shelf countertop cabinet* toilet drawer sinkbasin",
-    "book": "shelf desk coffeetable bed* sidetable sofa drawer armchair* dresser desklamp",
-    "pen": "desk drawer sidetable* shelf dresser desklamp",
-    "cellphone": "desk coffeetable sidetable bed sofa* drawer dresser* armchair desklamp*",
-    "keychain": "sidetable drawer dresser coffeetable* desk* sofa shelf armchair desklamp*",
-    "newspaper": "coffeetable sofa armchair* sidetable drawer desklamp",
-    "laptop": "desk sofa bed coffeetable dresser* sidetable* armchair desklamp",
-    LAMP: "desk sidetable dresser",
-}
-_FITS = {name: tuple(text.replace("*", "").split()) for name, text in _STARRED_FITS.items()}
+_TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())
+_FITS = {name: tuple(text.replace("*", "").split()) for name, text in _TABLES["fits"].items()}
 _HELD_OUT = frozenset(
     (name, word[:-1])
-    for name, text in _STARRED_FITS.items()
+    for name, text in _TABLES["fits"].items()
     for word in text.split()
     if word.endswith("*")
 )
-_OBJECTS = {  # kind of room → types of objects
-    "kitchen": ["apple", "egg", "potato", "mug", "cup", "plate", "spoon"],
-    "bathroom": ["cloth", "soapbar", "spraybottle", "toiletpaper", "handtowel"],
-    "bedroom": ["book", "pen", "cellphone", "keychain", "laptop", "mug", LAMP],
-    "livingroom": ["book", "newspaper", "cellphone", "keychain", "laptop", "cup", LAMP],
-}
-_TRAIN_ROOMS = """
-kitchen: countertop countertop cabinet cabinet drawer fridge microwave sinkbasin
-kitchen: diningtable cabinet cabinet cabinet countertop sinkbasin fridge microwave
-kitchen: sinkbasin shelf shelf drawer drawer microwave countertop fridge
-kitchen: fridge microwave diningtable cabinet drawer garbagecan sinkbasin
-bathroom: sinkbasin toilet cabinet cabinet shelf garbagecan
-bathroom: countertop drawer drawer sinkbasin toilet garbagecan cabinet
-bathroom: toilet shelf shelf sinkbasin cabinet cabinet cabinet
-bedroom: bed desk drawer drawer shelf shelf sidetable
-bedroom: desk bed sidetable sidetable dresser drawer
-bedroom: dresser drawer drawer drawer bed shelf sidetable
-livingroom: sofa armchair coffeetable sidetable drawer drawer
-livingroom: coffeetable sidetable sidetable shelf shelf sofa armchair armchair"""
-_OOD_ROOMS = """
-kitchen: cabinet cabinet shelf diningtable sinkbasin countertop microwave fridge
-bathroom: cabinet drawer toilet countertop countertop shelf sinkbasin
-bedroom: shelf dresser desk bed drawer drawer sidetable
-livingroom: armchair armchair drawer sofa shelf coffeetable sidetable"""
+_OBJECTS = {kind: text.split() for kind, text in _TABLES["objects"].items()}
 
 
 class Treatment(NamedTuple):
@@ -146,9 +104,8 @@ def _listing(names: Sequence[str]) -> str:
 
 @cache
 def _rooms(split: str) -> tuple[Room, ...]:
-    lines = (_OOD_ROOMS if split == "ood" else _TRAIN_ROOMS).strip().splitlines()
-    parts = [line.split(": ") for line in lines]
-    return tuple(Room(kind, _numbered(places.split())) for kind, places in parts)
+    kinds = _TABLES["rooms"]["ood" if split == "ood" else "train"].items()
+    return tuple(Room(kind, _numbered(text.split())) for kind, rows in kinds for text in rows)
 
 
 def _goals(task: str, room: Room) -> list[Goal]:

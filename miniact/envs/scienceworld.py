@@ -25,30 +25,17 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import IO, Any
+
+import yaml
 
 from miniact import UserError
 from miniact.envs import Turn
 
 # The tasks and how many variations each has: known here, so that listing them takes no JVM. The
 # official split gives the first half to train, the next quarter to dev, the rest to test.
-_TABLE = """
-boil 30  melt 30  freeze 30  change-the-state-of-matter-of 30
-use-thermometer 540  measure-melting-point-known-substance 436
-measure-melting-point-unknown-substance 300
-power-component 20  power-component-renewable-vs-nonrenewable-energy 20
-test-conductivity 900  test-conductivity-of-unknown-substances 600
-find-living-thing 300  find-non-living-thing 300  find-plant 300  find-animal 300
-grow-plant 126  grow-fruit 126
-chemistry-mix 32  chemistry-mix-paint-secondary-color 36  chemistry-mix-paint-tertiary-color 36
-lifespan-longest-lived 125  lifespan-shortest-lived 125
-lifespan-longest-lived-then-shortest-lived 125
-identify-life-stages-1 14  identify-life-stages-2 10
-inclined-plane-determine-angle 168  inclined-plane-friction-named-surfaces 1386
-inclined-plane-friction-unnamed-surfaces 162
-mendelian-genetics-known-plant 120  mendelian-genetics-unknown-plant 480
-""".split()
-_VARIATIONS = dict(zip(_TABLE[::2], map(int, _TABLE[1::2])))
+_VARIATIONS: dict[str, int] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())
 _SIMPLIFICATIONS = (
     "teleportAction",
     "openDoors",

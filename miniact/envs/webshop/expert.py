@@ -8,20 +8,12 @@ from __future__ import annotations
 
 import re
 
+from miniact.envs.webshop import WORDS
 from miniact.envs.webshop.goals import Goal, ratio, same_option
 from miniact.envs.webshop.search import words
 
 _PRICE = re.compile(r", and price lower than [\d.]+ dollars$")
-_FILLER = frozenset(  # of a wish; the search engine drops the commonest words itself
-    """
-    about also am any anything around based best bought buy buying can come comes could d do don
-    find finding for from get give go good got has have having help hi i im its just know like ll
-    look looking m made make makes me must my need needs of one ones only order our out please
-    prefer preferably purchase re really s search searching see shop shopping should show so some
-    something t too trying up us use ve version very want wanted wants we what which while would you
-    your
-    """.split()
-)
+_FILLER = frozenset(WORDS["filler"])
 
 
 def queries(goal: Goal) -> list[str]:

@@ -19,33 +19,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from miniact import UserError
+from miniact.envs.webshop import WORDS
 from miniact.envs.webshop.data import Data, Product, Wish
 
 SHUFFLE_SEED = 233  # the original's: goal number 12 is the same goal here and there
 NO_LIMIT = 1_000_000.0  # dollars
 Nouns = Callable[[str], list[str]]
 
-# The words that stand for a colour: the first of them in a text is what counts ("sky blue" → blue).
-COLOURS = """
-alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown
-burgundy camel camo caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac
-copper coral cranberry cream crystal dark denim eggplant elephant espresso fuchsia gold granite
-grape graphite grass gray green grey heather indigo ivory ivy khaki lavender lemon leopard light
-lilac lime magenta maroon mauve merlot midnight mint mocha multicolor mushroom mustard natural navy
-nude olive orange peach pewter pink plum purple rainbow red rose royal rust sand sapphire seashell
-silver skull slate steel stone stonewash sunflower tan taupe teal tiger turquoise violet walnut
-wheat white wine yellow
-""".split()
-
-_NO_NOUNS = frozenset(  # frequent in titles; what else ends in -ed is taken for a participle
-    """
-    a all an and any are as at be best big both but by cool dry easy extra for free fresh from good
-    great hard heavy high hot if in into is it its large light long low mini more most my new no not
-    of off old on only or our other our out over per plus real short slim small soft such super that
-    the their these this thick thin to too true under up very warm was wide will with without you
-    your
-    """.split()
-)
+COLOURS = WORDS["colours"]
+_NO_NOUNS = frozenset(WORDS["no nouns"])
 
 
 class Goal(NamedTuple):

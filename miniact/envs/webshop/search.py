@@ -20,18 +20,14 @@ import numpy as np
 
 from miniact import UserError
 from miniact.backends.models import cache_root
+from miniact.envs.webshop import WORDS
 from miniact.runs.files import whole_folder, write_text
 
 HITS = 50  # results of a search, at most
 LONGEST = 1024  # words of a query that count, as in Lucene
 _VERSION = "1"  # of what `words` does: another version does not read this one's indexes
 _SUMS = "sums.txt"
-_STOP_WORDS = frozenset(  # Lucene's for English
-    """
-    a an and are as at be but by for if in into is it no not of on or such that the their then there
-    these they this to was will with
-    """.split()
-)
+_STOP_WORDS = frozenset(WORDS["stop words"])
 
 
 def words(text: str) -> list[str]:
