@@ -166,6 +166,19 @@ class Scored:
     valid: bool  # the answer could be parsed
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a reward of one's own (`stage.*.reward`) is asked about: one sampled answer, parsed."""
+
+    state: State
+    expert: str  # a⁺
+    action: str | None  # what it does (rl) or chooses (act); None: it holds no single answer
+    text: str  # all of it, reasoning included
+    correct: bool
+    reward: float  # miniact's own
+    candidates: tuple[str, ...] = ()  # the actions that were shown (act)
+
+
 Scorer = Callable[[Sample], Scored]  # judges the answers to one prompt
 
 

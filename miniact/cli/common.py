@@ -103,7 +103,9 @@ def _read_config(arguments: tuple[str, ...], settings: list[str]) -> Config:
 
 
 def fresh_folder(config: Config, name: str) -> Path:
-    base = Path("runs") / f"{config.env.name}-{name}-seed{config.seed}"
+    from miniact.config.plugins import short
+
+    base = Path("runs") / f"{short(config.env.name)}-{name}-seed{config.seed}"
     path, number = base, 1
     while (path / "results.json").exists():
         number += 1

@@ -47,6 +47,7 @@ def run(config, out, resume, force):  # type: ignore[no-untyped-def]
     """Train and evaluate a whole recipe (default: il,act,rl), after a plan of what it takes."""
     from rich.console import Console
 
+    from miniact.config.plugins import short
     from miniact.experiments.pipeline import resume_run, start_run
     from miniact.tools.plan import check_fits
 
@@ -54,7 +55,8 @@ def run(config, out, resume, force):  # type: ignore[no-untyped-def]
         resume_run(resume, Console())
         return
     check_fits(config, Console(), force)
-    start_run(config, out or fresh_folder(config, "-".join(config.recipe) or "base"), Console())
+    stages = "-".join(map(short, config.recipe)) or "base"
+    start_run(config, out or fresh_folder(config, stages), Console())
 
 
 def _stage_command(name: str, doc: str) -> None:

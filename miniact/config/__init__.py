@@ -2,6 +2,7 @@
 
 sections.py   one dataclass per section of the YAML file, and the rules about it
 load.py       a file and `section.key=value` overrides → Config; rules between sections
+plugins.py    `module:name`: code of one's own that a config names
 strict.py     dataclasses from nested mappings: what is unknown or of a wrong type is refused
 """
 

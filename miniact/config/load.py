@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from miniact import UserError
+from miniact.config.plugins import check_form, is_plugin, short
 from miniact.config.sections import STAGES, Config
 from miniact.config.strict import build, suggestion
 
@@ -138,7 +139,11 @@ def _checked(data: dict) -> Config:
     """Build the config and check what holds between its sections."""
     config = build(Config, data, "")
     for i, name in enumerate(config.recipe):
-        if name not in STAGES:
+        if is_plugin(name):
+            check_form(f"recipe[{i}]", name)
+            if short(name) in STAGES:  # its folder and its figures would pass for that stage's
+                raise UserError(f"recipe[{i}]: {name}: {short(name)} is taken; rename the function")
+        elif name not in STAGES:
             raise UserError(f"recipe[{i}]: unknown stage {name!r}; {suggestion(name, STAGES)}")
     _check_pairs(config)
     _check_replies(config)
@@ -168,13 +173,14 @@ def _check_replies(config: Config) -> None:
     if config.prompt.form == "plain":
         if reflects:
             raise UserError("stage.reflect: plain replies hold no reasoning; use prompt.form: tags")
-        asking = [config.eval, config.pairs, *(getattr(config.stage, name) for name in STAGES)]
+        asking = [config.eval, config.pairs, *vars(config.stage).values()]
         if config.eval.judge_thinking or any(section.thinking for section in asking):
             raise UserError(
                 "prompt.form: plain replies hold no reasoning; use tags, or thinking: false"
             )
     answers = [config.stage.act.max_tokens, config.stage.rl.max_tokens, config.eval.max_tokens]
     answers += [config.stage.reflect.max_tokens] if reflects else []
+    answers += [config.stage.plugin.max_tokens] if any(map(is_plugin, config.recipe)) else []
     longest = config.prompt.max_tokens + max(answers)
     if longest > config.model.max_tokens_per_batch:
         raise UserError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from miniact import UserError
+from miniact.config.plugins import check_form, is_plugin
 from miniact.config.strict import key
 
 
@@ -64,7 +65,7 @@ class PromptConfig:
 class EnvConfig:
     """The world, and the expert trajectories."""
 
-    name: str = key("household", "environment; none: work from a trajectory file alone")
+    name: str = key("household", "environment, or module:Class; none: a trajectory file alone")
     options: dict = key({}, "passed to the environment, for example {max_steps: 20}")
     train_tasks: int = key(200, "expert trajectories to collect from the train split", low=1)
     heldout_tasks: int = key(40, "expert trajectories per held-out split, never trained on", low=0)
@@ -81,6 +82,8 @@ class EnvConfig:
     skip_bad_rows: bool = key(False, "count malformed rows and go on, instead of stopping")
 
     def check(self, where: str) -> None:
+        if is_plugin(self.name):
+            check_form(f"{where}.name", self.name)
         if self.name == "none" and not self.trajectories:
             raise UserError(
                 f"{where}.trajectories: expected a file of expert steps, since {where}.name is none"
@@ -132,7 +135,7 @@ class ILConfig(StageConfig):
 
 @dataclass(frozen=True)
 class GRPOConfig(StageConfig):
-    """Keys of both RL stages: `act` (rewards the choice) and `rl` (rewards the action)."""
+    """Keys of the RL stages: `act` (rewards the choice), `rl` (the action), and one's own."""
 
     group_size: int = key(8, "answers per prompt (G); an advantage needs at least 2", low=2)
     temperature: float = key(1.0, "sampling temperature; no top-p: sampled = scored", low=1e-3)
@@ -154,8 +157,11 @@ class GRPOConfig(StageConfig):
         below=0.5,
     )
     admissible_credit: float = key(0.0, "reward of a wrong but admissible action (rl only)", low=0)
+    reward: str = key("", "module:function of one's own that rewards a reply; empty: ours")
 
     def check(self, where: str) -> None:
+        if self.reward:
+            check_form(f"{where}.reward", self.reward)
         if self.admissible_credit >= 1 - self.format_weight:
             raise UserError(
                 f"{where}.admissible_credit: would outrank correctness, use a smaller value"
@@ -195,6 +201,13 @@ class ReflectConfig(StageConfig):
 
 
 @dataclass(frozen=True)
+class PluginConfig(GRPOConfig):
+    """A stage of one's own, in the recipe as module:name. All such stages share these keys."""
+
+    options: dict = key({}, "whatever else it wants to know: stage.config.options")
+
+
+@dataclass(frozen=True)
 class StagesConfig:
     il: ILConfig = field(default_factory=ILConfig)
     act: ACTConfig = field(default_factory=ACTConfig)
@@ -202,9 +215,10 @@ class StagesConfig:
     choice_sft: ChoiceSFTConfig = field(default_factory=ChoiceSFTConfig)
     dpo: DPOConfig = field(default_factory=DPOConfig)
     reflect: ReflectConfig = field(default_factory=ReflectConfig)
+    plugin: PluginConfig = field(default_factory=PluginConfig)
 
 
-STAGES = tuple(f.name for f in fields(StagesConfig))  # what a recipe is made of
+STAGES = tuple(f.name for f in fields(StagesConfig) if f.name != "plugin")  # what recipes name
 
 
 @dataclass(frozen=True)
@@ -238,7 +252,9 @@ class EvalConfig:
 @dataclass(frozen=True)
 class Config:
     seed: int = key(0, "every random choice follows from it", low=0)
-    recipe: list = key(["il", "act", "rl"], "stages in order; each continues from the one before")
+    recipe: list = key(
+        ["il", "act", "rl"], "stages in order, or module:function; each continues from the last"
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     env: EnvConfig = field(default_factory=EnvConfig)

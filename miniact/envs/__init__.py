@@ -1,8 +1,8 @@
 """Environments: the protocol that they keep, and the registry that builds them by name.
 
-To add one, write a class with the methods of `Env` in a file of its own and add a line to
-`_REGISTRY`. `tests/envs/test_env_contract.py` then checks determinism, the expert, the splits,
-illegal actions and closing.
+To add one, write a class with the methods of `Env` in a file of its own and name it in the config
+as module:Class; to ship it, add a line to `_REGISTRY`. `tests/envs/test_env_contract.py` then
+checks determinism, the expert, the splits, illegal actions and closing.
 
 household.py      the built-in world: ALFWorld's tasks and commands at toy size
 scienceworld.py   the ScienceWorld simulator, all 30 tasks
@@ -13,12 +13,13 @@ workers.py        an environment in a process of its own
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from miniact import UserError
+from miniact.config.plugins import is_plugin, resolve
+from miniact.config.strict import suggestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +85,34 @@ def make_env(name: str, **options: Any) -> Env:
 
 
 def find_env(name: str) -> str:
-    """Where a registered environment is: "module:Class"."""
+    """Where an environment is: "module:Class". One of the user's own is imported and checked."""
+    if is_plugin(name):
+        target = resolve("env.name", name)
+        if isinstance(target, type):
+            _check_protocol(name, target)
+        return name
     if name not in _REGISTRY:
-        near = difflib.get_close_matches(name, _REGISTRY, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"env.name: unknown environment {name!r}, one of {sorted(_REGISTRY)}{hint}")
+        raise UserError(
+            f"env.name: unknown environment {name!r}; {suggestion(name, sorted(_REGISTRY))}, or "
+            "module:Class"
+        )
     return _REGISTRY[name]
+
+
+def _check_protocol(name: str, env: Any) -> None:
+    lacks = [part for part in vars(Env) if not part.startswith("_") and not hasattr(env, part)]
+    if isinstance(env, type):  # its __init__ may set them
+        lacks = [part for part in lacks if part != "splits"]
+    if lacks:
+        raise UserError(f"env.name: {name} lacks {', '.join(lacks)}; see miniact.envs.Env")
 
 
 def build_env(name: str, target: str, options: dict[str, Any]) -> Env:
     """Import "module:Class" and build it; the name is for messages."""
     module, cls = target.split(":")
     try:
-        return getattr(importlib.import_module(module), cls)(**options)
+        env = getattr(importlib.import_module(module), cls)(**options)
     except TypeError as error:
         raise UserError(f"env.options: {name} does not take {options}: {error}") from None
+    _check_protocol(name, env)
+    return env

@@ -25,6 +25,7 @@ from rich.console import Console
 from miniact import UserError
 from miniact.config import Config
 from miniact.config.load import changed_keys, differing, with_overrides
+from miniact.config.plugins import section_of, short
 from miniact.experiments.compare import Comparison, begin, common_stages, siblings
 from miniact.experiments.pipeline import run_recipe
 from miniact.experiments.reading import read_metrics
@@ -57,7 +58,8 @@ class Size:
 
     def of(self, whole: Comparison) -> Comparison:
         """The comparison at this size."""
-        steps = {f"stage.{s}.steps": getattr(whole.config.stage, s).steps for s in whole.stages}
+        sections = map(section_of, whole.stages)
+        steps = {f"stage.{s}.steps": getattr(whole.config.stage, s).steps for s in sections}
         settings = [f"{key}={self._scaled(n)}" for key, n in steps.items()]
         kept = (recipe for recipe in whole.recipes if recipe.name in self.rows)
         rows = tuple(replace(r, overrides=tuple(map(self._row, r.overrides))) for r in kept)
@@ -91,7 +93,8 @@ class Speed:
             before.append(config)
             total += self.evaluation if shared < 0 else 0  # of the base model
             for name in config.recipe[max(0, shared) :]:
-                total += getattr(config.stage, name).steps * self.step[name] + self.evaluation
+                steps = getattr(config.stage, section_of(name)).steps
+                total += steps * self.step[short(name)] + self.evaluation
         return len(comparison.seeds) * total
 
 
@@ -111,7 +114,7 @@ def measure(whole: Comparison, console: Console) -> Speed:
         return out, read_json(out / "results.json")["seconds"]
 
     _, base = timed("base", "recipe=[]")
-    short = [f"stage.{name}.steps={PROBE_STEPS}" for name in whole.stages]
+    short = [f"stage.{section_of(name)}.steps={PROBE_STEPS}" for name in whole.stages]
     unmeasured = ["eval.episodes=0", "eval.states=0", "eval.pairs=0"]
     out, probe = timed("steps", f"recipe={','.join(whole.stages) or '[]'}", *short, *unmeasured)
     step = {}

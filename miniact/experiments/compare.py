@@ -26,7 +26,8 @@ from rich.console import Console
 from miniact import UserError
 from miniact.config import Config, load_config
 from miniact.config.load import changed_keys, differing, to_dict, with_overrides
-from miniact.experiments.pipeline import environment, run_recipe, write_config
+from miniact.config.plugins import section_of, short
+from miniact.experiments.pipeline import check_code, environment, run_recipe, write_config
 from miniact.experiments.recipes import Recipe, parse_recipes, parse_seeds
 from miniact.experiments.table import build, print_comparison, write_comparison
 from miniact.runs.files import keep_rows, read_json, whole_folder, write_json, write_text
@@ -52,7 +53,8 @@ def common_stages(a: Config, b: Config) -> int:
         return -1
     n = 0
     for mine, other in zip(a.recipe, b.recipe):
-        if mine != other or getattr(a.stage, mine) != getattr(b.stage, mine):
+        section = section_of(mine)
+        if mine != other or getattr(a.stage, section) != getattr(b.stage, section):
             break
         n += 1
     return n
@@ -60,7 +62,7 @@ def common_stages(a: Config, b: Config) -> int:
 
 def done_stages(run: Path, config: Config) -> int:
     """How many stages of a run are trained and evaluated; −1: the base model is not either."""
-    names = ["0-base", *(f"{k}-{name}" for k, name in enumerate(config.recipe, start=1))]
+    names = ["0-base", *(f"{k}-{short(name)}" for k, name in enumerate(config.recipe, start=1))]
     for k, name in enumerate(names):
         folder = run / "stages" / name
         trained = k == 0 or (folder / "adapter").is_dir()
@@ -99,13 +101,13 @@ def begin(config: Config, out: Path, siblings: Iterable[Path]) -> str:
         if at is not None:
             _share_stages(config, at, best, part)
         write_config(config, part)
-    stages = " → ".join(["base", *config.recipe[:best]]) if best >= 0 else "data"
+    stages = " → ".join(["base", *map(short, config.recipe[:best])]) if best >= 0 else "data"
     return f"{stages} of {(at or next(iter(shared.values())).parent).parent.name}"
 
 
 def _share_stages(config: Config, source: Path, n: int, target: Path) -> None:
     """Link the base evaluation and the first n stages, and copy what was logged of them."""
-    keys = [f"{k}-{name}" for k, name in enumerate(config.recipe[:n], start=1)]
+    keys = [f"{k}-{short(name)}" for k, name in enumerate(config.recipe[:n], start=1)]
     for part in ("stages", "tensorboard"):
         for key in ["0-base", *keys]:
             if (source / part / key).is_dir():
@@ -186,6 +188,8 @@ class Comparison:
                 self._check_run(self.path(name, seed), config)
 
     def _check_run(self, out: Path, config: Config) -> None:
+        if not (out / "results.json").is_file():
+            check_code(config)
         if (out / "config.yaml").is_file():
             changed = changed_keys(out / "config.yaml", config)
             if changed:

@@ -22,7 +22,7 @@ from miniact.config import Config
 from miniact.data.trajectories import TrajectoryFile, collect, hold_out, import_rows, to_row
 from miniact.envs import Env, make_env
 from miniact.envs.workers import WorkerEnv
-from miniact.method import STAGES
+from miniact.method import run_of
 from miniact.method.controls.reflections import experiences, make_reflections, read_reflections
 from miniact.method.controls.reflections import to_row as reflection_row
 from miniact.method.pairs import make_pairs, questions, read_pairs
@@ -124,7 +124,7 @@ def heldout_splits(file: TrajectoryFile) -> list[str]:
 def make_data(work: Workshop) -> Data:
     """Everything that is made before any training, and only what this recipe needs."""
     file = trajectories(work)
-    needed = {what for name in work.config.recipe for what in needs_of(STAGES[name])}
+    needed = {what for name in work.config.recipe for what in needs_of(run_of(name))}
     data = Data(file, [], ())
     if "pairs" in needed or work.config.eval.pairs:
         data = replace(data, pairs=pairs(work, file))

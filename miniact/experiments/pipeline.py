@@ -25,6 +25,8 @@ from miniact import UserError
 from miniact.backends.protocol import resolve_backend
 from miniact.config import Config, load_config
 from miniact.config.load import changed_keys, to_dict
+from miniact.config.plugins import named, resolve, section_of, short
+from miniact.envs import find_env
 from miniact.evaluation.episodes import Episode, Tally
 from miniact.evaluation.evaluate import HeldOut, evaluate
 from miniact.experiments.data import (
@@ -36,7 +38,7 @@ from miniact.experiments.data import (
     trajectories,
 )
 from miniact.experiments.results import print_report, write_report
-from miniact.method import STAGES
+from miniact.method import run_of
 from miniact.method.stage import Stage, needs_of
 from miniact.runs.files import read_json, write_json, write_jsonl, write_text
 from miniact.runs.folder import RunFolder, explain_full_disk, versions
@@ -88,7 +90,8 @@ def run_stages(work: Workshop) -> dict[str, Any]:
     data = make_data(work)
     results = {"base": measure(work, "base", work.run.path / "stages" / "0-base", data)}
     for number, name in enumerate(work.config.recipe, start=1):
-        key, folder = f"{number}-{name}", work.run.stage(number, name)
+        folder = work.run.stage(number, short(name))
+        key = folder.name
         if (folder / "adapter").is_dir():
             work.policy.load_adapter(folder / "adapter")
         else:
@@ -100,16 +103,16 @@ def run_stages(work: Workshop) -> dict[str, Any]:
 
 def train(work: Workshop, number: int, name: str, data: Data, bar: Bar) -> None:
     """Run one stage from its last checkpoint on; it ends with an adapter in its folder."""
-    run, learned_from = STAGES[name], data.train_pairs()
+    run, learned_from = run_of(name), data.train_pairs()
     if "pairs" in needs_of(run) and not learned_from:
         raise UserError(f"stage.{name}: there are no train pairs; see pairs.counts.json")
     stage = Stage(
         work.policy,
         work.prompter,
-        getattr(work.config.stage, name),
+        getattr(work.config.stage, section_of(name)),
         data.file.states("train"),
         learned_from,
-        StageLog(work.run, number, name, bar),
+        StageLog(work.run, number, short(name), bar),
         work.config.seed_for("stage", number, name),
         work.config.pairs,
         data.reflections,
@@ -140,9 +143,18 @@ def write_config(config: Config, out: Path) -> None:
     write_json(out / "environment.json", environment(config))
 
 
+def check_code(config: Config) -> None:
+    """Import what a config names, and nothing else; UserError for what cannot be used."""
+    for where, name in named(config):
+        resolve(where, name)
+    if config.env.name != "none":
+        find_env(config.env.name)
+
+
 @contextmanager
 def opened(config: Config, out: Path, console: Console) -> Iterator[Workshop]:
     """The workshop of a new run folder, or of one that holds the same config."""
+    check_code(config)
     saved = out / "config.yaml"
     if saved.is_file():
         changed = changed_keys(saved, config)
@@ -184,7 +196,10 @@ def only_pairs(config: Config, out: Path, console: Console) -> None:
 def resume_run(out: Path, console: Console) -> dict[str, Any]:
     if not (out / "config.yaml").is_file():
         raise UserError(f"{out}: no config.yaml; expected the folder of a miniact run")
-    return start_run(load_config(out / "config.yaml", saved=True), out, console)
+    config = load_config(out / "config.yaml", saved=True)
+    for where, name in named(config):
+        console.print(f"{out} imports {name} ({where})", highlight=False, soft_wrap=True)
+    return start_run(config, out, console)
 
 
 def collect_to(config: Config, out: Path, console: Console) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from miniact import UserError
+from miniact.config.plugins import short
 from miniact.experiments.metrics import rates
 from miniact.runs.files import read_json, read_jsonl
 
@@ -65,7 +66,8 @@ def training_cost(metrics: dict[str, list[dict[str, Any]]], stages: Any) -> tupl
     """
     steps = tokens = 0
     for stage, logged in metrics.items():
-        updates = (stages.get(stage.partition("-")[2]) or {}).get("updates", 1)
+        section = stages.get(stage.partition("-")[2]) or stages.get("plugin") or {}
+        updates = section.get("updates", 1)
         steps += updates * sum("grad_norm" in row for row in logged)
         counted = (row.get("tokens") for row in logged)
         tokens += sum(int(n) for n in counted if isinstance(n, (int, float)))
@@ -86,7 +88,7 @@ def read_run(path: Path, notes: list[str] | None, name: str = "", seed: int | No
     outcome = read_json(path / "results.json")
     try:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        stages = [str(stage) for stage in config["recipe"]]
+        stages = [short(str(stage)) for stage in config["recipe"]]
         number = int(config["seed"]) if seed is None else seed
         results = dict(outcome["results"])
         if not results:

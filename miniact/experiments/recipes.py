@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from miniact import UserError
 from miniact.config import Config
+from miniact.config.plugins import is_plugin, short
+from miniact.config.sections import STAGES
 
 BASE = "base"
 SAFE_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]*")
@@ -29,7 +31,7 @@ class Recipe:
     @property
     def label(self) -> str:
         """For people: il → act → rl, unless the recipe has a name of its own."""
-        stages = self.stages or (BASE,)
+        stages = [short(stage) for stage in self.stages or (BASE,)]
         return " → ".join(stages) if self.name == "-".join(stages) else self.name
 
     @property
@@ -39,15 +41,19 @@ class Recipe:
 
 
 def parse_recipe(text: str) -> Recipe:
-    """`[NAME:] stage,stage,… [key=value …]`.
+    """`[NAME:] stage,stage,… [key=value …]`, where a stage may be module:function.
 
     >>> parse_recipe("long: il,rl stage.il.steps=870").label
     'long'
     >>> parse_recipe("act,il").label
     'act → il'
+    >>> parse_recipe("il,my_module:my_stage").label
+    'il → my_stage'
     """
     head, colon, rest = text.partition(":")
-    name, rest = (head.strip(), rest) if colon and "=" not in head else ("", text)
+    first = re.split(r"[,\s]", rest)[0]  # no stage of ours: then the colon is a plug-in's
+    is_name = colon and "=" not in head and (first in ("", BASE, *STAGES) or is_plugin(first))
+    name, rest = (head.strip(), rest) if is_name else ("", text)
     stages, *overrides = rest.split() or [""]
     if "=" in stages or any("=" not in part for part in overrides):
         raise UserError(
@@ -59,7 +65,7 @@ def parse_recipe(text: str) -> Recipe:
         raise UserError(
             f"--recipes: {text.strip()!r} has overrides, so it needs a name: NAME: {text.strip()}"
         )
-    name = name or "-".join(names) or BASE
+    name = name or "-".join(map(short, names)) or BASE
     if not SAFE_NAME.fullmatch(name):
         raise UserError(f"--recipes: {name!r} is no folder name; use letters, digits, - _ + .")
     return Recipe(name, names, tuple(overrides))

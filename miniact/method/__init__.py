@@ -20,8 +20,12 @@ losses.py    cross-entropy, the GRPO loss and DPO, once for numpy, PyTorch and M
 controls/    what ACT is compared with
 """
 
+from collections.abc import Callable
+
+from miniact.config.plugins import is_plugin, resolve
 from miniact.method import act, il, rl
 from miniact.method.controls import choice_sft, dpo, reflect
+from miniact.method.stage import Stage
 
 STAGES = {
     "il": il.run,
@@ -31,3 +35,8 @@ STAGES = {
     "dpo": dpo.run,
     "reflect": reflect.run,
 }
+
+
+def run_of(stage: str) -> Callable[[Stage], None]:
+    """The loop of a stage: one of STAGES, or the user's own as module:function."""
+    return resolve("recipe", stage) if is_plugin(stage) else STAGES[stage]

@@ -16,9 +16,9 @@ from miniact.data.trajectories import shuffled
 from miniact.method.controls.refresh import questions_at
 from miniact.method.pairs import draw_orders
 from miniact.method.prompts import Prompter
-from miniact.method.rewards import choice_reward
+from miniact.method.rewards import choice_reward, judged
 from miniact.method.stage import Stage, needs, reinforce
-from miniact.types import Sample, Scored, Shown
+from miniact.types import Reply, Sample, Scored, Shown
 
 
 @needs("pairs")
@@ -34,6 +34,9 @@ def run(stage: Stage) -> None:
 
 def score(prompter: Prompter, config: ACTConfig, shown: Shown, answer: Sample) -> Scored:
     """1 for naming the expert's action; what is thought before it is never looked at."""
-    choice = prompter.parse_choice(answer.text, shown.actions)
+    choice, actions = prompter.parse_choice(answer.text, shown.actions), shown.actions
+    correct, expert = choice == shown.right, actions[shown.right]
     reward = choice_reward(choice, shown.right, format_weight=config.format_weight)
-    return Scored(reward, correct=choice == shown.right, valid=choice is not None)
+    chosen = None if choice is None else actions[choice]
+    reply = Reply(shown.state, expert, chosen, answer.text, correct, reward, actions)
+    return Scored(judged(config.reward, reply), correct, valid=choice is not None)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import re
+
+from miniact import UserError
+from miniact.config.plugins import resolve
+from miniact.types import Reply
 
 _SPACE = re.compile(r"\s+")
 _TAIL = ".!?,;: \t\r\n"
@@ -59,6 +64,19 @@ def mix_format(correct: float, well_formed: bool, weight: float) -> float:
     (1.0, 0.1, 0.0)
     """
     return (1 - weight) * correct + weight * float(well_formed)
+
+
+def judged(function: str, reply: Reply) -> float:
+    """What `module:function` of one's own says of a reply; without one, `reply.reward`."""
+    if not function:
+        return reply.reward
+    value = resolve("reward", function)(reply)
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise UserError(
+            f"reward: {function} returned {value!r:.60} for the reply {reply.text!r:.60}; expected "
+            "a finite number"
+        )
+    return float(value)
 
 
 def choice_reward(choice: int | None, right: int, *, format_weight: float = 0.0) -> float:

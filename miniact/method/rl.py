@@ -10,9 +10,9 @@ from functools import partial
 
 from miniact.config.sections import GRPOConfig
 from miniact.method.prompts import Prompter
-from miniact.method.rewards import action_reward, same_action
+from miniact.method.rewards import action_reward, judged, same_action
 from miniact.method.stage import Stage, reinforce
-from miniact.types import Sample, Scored, State
+from miniact.types import Reply, Sample, Scored, State
 
 
 def run(stage: Stage) -> None:
@@ -36,4 +36,5 @@ def score(
         admissible_credit=config.admissible_credit,
     )
     correct = action is not None and same_action(action, expert)
-    return Scored(reward, correct, valid=action is not None)
+    reply = Reply(state, expert, action, answer.text, correct, reward)
+    return Scored(judged(config.reward, reply), correct, valid=action is not None)

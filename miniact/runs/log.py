@@ -84,6 +84,7 @@ class StageLog:
                     "reply": sample.text,
                     "stop": sample.stop,
                     "reward": scored.reward,
+                    "correct": scored.correct,
                     "valid": scored.valid,
                     "advantage": float(advantage),
                     "logp": sum(sample.logps),

@@ -23,6 +23,7 @@ from rich.table import Table
 from miniact import UserError
 from miniact.backends.protocol import resolve_backend
 from miniact.config import Config
+from miniact.config.plugins import named, section_of
 from miniact.config.sections import ModelConfig
 from miniact.tools.cost import Shape, forward_flops, known_shape, training_flops
 
@@ -85,7 +86,7 @@ class Memory:
 def stage_works(config: Config) -> list[Work]:
     P, found = config.prompt.max_tokens, []
     for name in config.recipe:
-        stage = getattr(config.stage, name)
+        stage = getattr(config.stage, section_of(name))
         G = getattr(stage, "group_size", 2 if name == "dpo" else 1)
         C = getattr(stage, "max_tokens", config.eval.max_tokens)
         samples = hasattr(stage, "group_size")
@@ -248,6 +249,8 @@ def print_plan(config: Config, plan: Plan, console: Console) -> None:
         f"{d.name}",
         highlight=False,
     )
+    for where, code in named(config):
+        console.print(f"{where}: {code} is imported", highlight=False)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)

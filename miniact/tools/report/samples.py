@@ -55,13 +55,16 @@ def candidates(prompt: str) -> list[str]:
 
 
 def group_item(row: dict[str, Any], stage: str, prompter: Prompter) -> dict[str, Any]:
-    """One rollout group. In a critic's group, `right` is the candidate that was rewarded."""
-    actions = candidates(row["prompt"]) if stage.endswith("act") else []
+    """One rollout group. In a critic's group, `right` is the expert's candidate, if an answer says.
+
+    Rows of older runs do not say which answers were correct: then those are that were rewarded.
+    """
+    actions = candidates(row["prompt"]) if stage.partition("-")[2] == "act" else []
     answers, right = [], None
     for answer in row["answers"]:
         item = {k: answer.get(k) for k in ("stop", "reward", "valid", "advantage", "logp")}
         item["choice"] = prompter.parse_choice(answer["reply"], actions) if actions else None
-        if item["choice"] is not None and answer["reward"] > 0.5:
+        if item["choice"] is not None and answer.get("correct", answer["reward"] > 0.5):
             right = item["choice"]
         elif item["choice"] is not None and len(actions) == 2 and right is None:
             right = 1 - item["choice"]
