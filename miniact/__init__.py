@@ -1,7 +1,8 @@
 """miniact: Agentic Critical Training (ACT) in code that is meant to be read.
 
-Start with `types.py` (what flows), then `method/act.py` (the idea), then `method/grpo.py` and
-`method/losses.py` (the mathematics), then `backends/torch/` (the only place where PyTorch appears).
+Start with act_loop.py in the root: the whole method on one page. Then `types.py` (what flows), then
+`method/`: `act.py` and `rl.py` (the loops), `grpo.py` and `losses.py` (the mathematics). Only
+`backends/` knows PyTorch and MLX. Each folder says in its `__init__.py` what its files are.
 
 What `import miniact` offers is in `API`: imported when first used, so that nothing is loaded that
 is not needed, PyTorch least of all. docs/api.md shows it at work.

@@ -8,6 +8,7 @@ import json
 import pkgutil
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import click
@@ -52,6 +53,12 @@ def test_the_tree_names_every_room():
     named = re.findall(r"^  (\S+?)/? {2,}\S", tree[1], re.MULTILINE)
     there = {path.name for path in (ROOT / "miniact").iterdir() if path.name != "__pycache__"}
     assert sorted(named) == sorted(there)
+
+
+def test_the_code_that_it_shows_is_that_of_act_loop():
+    (code,) = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    whole = (ROOT / "act_loop.py").read_text(encoding="utf-8")
+    assert textwrap.indent(code, "    ") in whole and code.count("\n") > 10
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda p: p.relative_to(ROOT).as_posix())
