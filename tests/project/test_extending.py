@@ -58,7 +58,7 @@ def write(project: Path, code: str) -> None:
 def project(tmp_path_factory) -> Path:
     """A copy of the project with everything in it that the page adds."""
     copy = tmp_path_factory.mktemp("extended")
-    for name in ("miniact", "tests", "tiny_configs", "docs"):
+    for name in ("miniact", "tests", "tiny_configs", "docs", "dev"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
     for kind, text in BLOCKS:
@@ -72,11 +72,11 @@ def project(tmp_path_factory) -> Path:
 def run(project: Path, line: str) -> str:
     """Run one command of the page in the copy; returns what it printed."""
     program, *arguments = shlex.split(line.replace("steps=600", "steps=6"))
-    module = {"miniact": "miniact.cli.main", "pytest": "pytest"}[program]
+    module = {"miniact": ["-m", "miniact.cli.main"], "pytest": ["-m", "pytest"], "python": []}
     if program == "miniact" and arguments[0] in LARGE_COMMANDS:
         arguments += SMALL + ["--seeds", "0"] * (arguments[0] == "compare")
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, *module[program], *arguments],
         cwd=project,
         env={**os.environ, "PYTHONPATH": str(project)},
         capture_output=True,
