@@ -153,6 +153,10 @@ class Tokens:
     old_logp_N: Array  # log π_old, nats
     ref_logp_N: Array  # log π_ref, nats
 
+    def map(self, f: Callable[[Array], Array]) -> Tokens:
+        """The same through f, for example into another library's arrays."""
+        return Tokens(*(f(value_N) for value_N in vars(self).values()))
+
 
 Loss = Callable[[Any, Array, Tokens], tuple[Array, dict[str, Array]]]  # (xp, logp_N, tokens)
 

@@ -37,7 +37,7 @@ from miniact.backends.mlx.head import Head
 from miniact.backends.mlx.load import attach, load_base, pick_device
 from miniact.backends.models import ModelSource, end_tokens, load_tokenizer, rope_at_top
 from miniact.config.sections import ModelConfig
-from miniact.types import Group, Loss, Sample, Tokens
+from miniact.types import Group, Loss, Sample
 
 PEFT = "base_model.model."  # what PEFT puts before a layer's name
 
@@ -197,7 +197,7 @@ class MLXPolicy:
         sums: dict[str, float] = {}
 
         def value(layout: Layout) -> tuple[mx.array, dict[str, mx.array]]:
-            tokens = Tokens(*map(mx.array, vars(loss_tokens(groups, layout)).values()))
+            tokens = loss_tokens(groups, layout).map(mx.array)
             return loss(mx, self._logp_N(layout, temperature, gradient=True), tokens)
 
         for layout in self._layouts(groups):

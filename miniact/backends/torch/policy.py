@@ -37,7 +37,7 @@ from miniact.backends.torch.head import Head
 from miniact.backends.torch.load import attach, load_base, pick_device, pick_dtype
 from miniact.backends.torch.sample import Model, sample_chunk
 from miniact.config.sections import ModelConfig
-from miniact.types import Completion, Group, Loss, Sample, Tokens
+from miniact.types import Completion, Group, Loss, Sample
 
 
 class TorchPolicy:
@@ -156,10 +156,6 @@ class TorchPolicy:
 
     def _logp_N(self, layout: Layout, temperature: float, shared: bool) -> torch.Tensor:
         """log π of every completion token of one micro-batch, shape [N], float32."""
-
-        def tensor(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(self.device)
-
         body = self.causal_lm.get_decoder()
         if shared:
             row = PackedRow(layout, self.device)
@@ -174,9 +170,13 @@ class TorchPolicy:
             # has an order, that of hidden[index] is a race between threads.
             hidden_ND = hidden_1TD[0].index_select(0, row.index_N)
         else:  # a row is one prompt and one answer, right padded: causal is right as it is
-            hidden_BLD = body(input_ids=tensor(layout.token_BL), use_cache=False).last_hidden_state
-            hidden_ND = hidden_BLD[tensor(layout.row_N), tensor(layout.col_N)]
-        return self.head.logp(hidden_ND, tensor(layout.target_N), temperature)
+            token_BL = self._tensor(layout.token_BL)
+            hidden_BLD = body(input_ids=token_BL, use_cache=False).last_hidden_state
+            hidden_ND = hidden_BLD[self._tensor(layout.row_N), self._tensor(layout.col_N)]
+        return self.head.logp(hidden_ND, self._tensor(layout.target_N), temperature)
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
 
     def _sharing(self, groups: Sequence[Group]) -> bool:
         """Whether a prompt is shared by its answers; compared with the plain way on first use."""
@@ -243,8 +243,7 @@ class TorchPolicy:
         sums: dict[str, torch.Tensor] = {}
         shared = self._sharing(groups)
         for layout in layouts(groups, self.budget, shared):
-            given = loss_tokens(groups, layout)
-            tokens = Tokens(*(torch.from_numpy(x).to(self.device) for x in vars(given).values()))
+            tokens = loss_tokens(groups, layout).map(self._tensor)
             value, metrics = loss(torch, self._logp_N(layout, temperature, shared), tokens)
             value.backward()
             for name, metric in metrics.items():
