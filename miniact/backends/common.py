@@ -70,9 +70,9 @@ def weight_file(folder: Path, adapter: str) -> Path:
     return file
 
 
-def check_same_shape(folder: Path, given: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+def check_same_shape(folder: Path, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
     """Refuse saved weights (name → array) that do not fit the model's."""
-    for name, array in sorted(given.items(), key=lambda item: item[0]):
+    for name, array in sorted(saved.items(), key=lambda item: item[0]):
         if name not in mine:
             raise UserError(
                 f"{folder}: has {name}, which this model lacks; adapter of another model?"
@@ -82,7 +82,7 @@ def check_same_shape(folder: Path, given: Mapping[str, Any], mine: Mapping[str, 
                 f"{folder}: {name} has shape {tuple(array.shape)}, expected "
                 f"{tuple(mine[name].shape)}; adapter of another model, or another model.rank"
             )
-    missing = [n for n in mine if n not in given and "lora" in n]
+    missing = [n for n in mine if n not in saved and "lora" in n]
     if missing:
         raise UserError(f"{folder}: lacks {missing[0]}; adapter of another model?")
 

@@ -84,10 +84,10 @@ def rope_at_top(config: dict[str, Any]) -> dict[str, Any]:
     {'rope_theta': 500000.0}
     """
     rope = config.get("rope_parameters") or {}
-    found = {k: rope[k] for k in ("rope_theta", "partial_rotary_factor") if k in rope}
+    top = {k: rope[k] for k in ("rope_theta", "partial_rotary_factor") if k in rope}
     if rope.get("rope_type", "default") != "default":
-        found["rope_scaling"] = rope
-    return {k: v for k, v in found.items() if config.get(k) is None}
+        top["rope_scaling"] = rope
+    return {k: v for k, v in top.items() if config.get(k) is None}
 
 
 def load_tokenizer(source: ModelSource) -> Any:

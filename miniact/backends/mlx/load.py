@@ -46,37 +46,37 @@ def pick_dtype(name: str) -> mx.Dtype:
 
 def read_config(folder: Path, config: ModelConfig) -> dict[str, Any]:
     """The model's config.json; UserError on what MLX cannot load, before mlx-lm tries."""
-    found = json.loads((folder / "config.json").read_text())
-    method = (found.get("quantization_config") or {}).get("quant_method", "")
+    settings = json.loads((folder / "config.json").read_text())
+    method = (settings.get("quantization_config") or {}).get("quant_method", "")
     if "bitsandbytes" in method or "bnb" in method:
         raise UserError(
             f"model.path: {config.path!r} is quantised by bitsandbytes, which MLX cannot read; "
             "take the unquantised model with model.adapter: qlora, or model.backend: torch"
         )
-    if "model_file" in found:  # code from a hub is never run
+    if "model_file" in settings:  # code from a hub is never run
         raise UserError(f"model.path: {config.path!r} wants to run its own code; not supported")
-    return found
+    return settings
 
 
 def load_base(folder: Path, config: ModelConfig) -> Any:
     """The base model in the configured precision; 4-bit for adapter: qlora."""
-    found = read_config(folder, config)
+    settings = read_config(folder, config)
     try:
-        model = _build(folder, config, found)
+        model = _build(folder, config, settings)
     except UserError:
         raise
     except Exception as error:  # each architecture of mlx-lm fails in its own way
         reason = " ".join(str(error).split())
         raise UserError(
             f"model.path: mlx-lm cannot load {config.path!r} (model type "
-            f"{found.get('model_type')!r}): {reason:.200}; model.backend: torch may know it"
+            f"{settings.get('model_type')!r}): {reason:.200}; model.backend: torch may know it"
         ) from None
-    _note_window(model, found)
+    _note_window(model, settings)
     return model
 
 
-def _build(folder: Path, config: ModelConfig, found: dict[str, Any]) -> Any:
-    model, loaded = load_model(folder, lazy=True, model_config=rope_at_top(found))
+def _build(folder: Path, config: ModelConfig, settings: dict[str, Any]) -> Any:
+    model, loaded = load_model(folder, lazy=True, model_config=rope_at_top(settings))
     model.set_dtype(pick_dtype(config.dtype))
     is_quantised = "quantization" in loaded
     if config.adapter == "full" and is_quantised:
@@ -89,10 +89,10 @@ def _build(folder: Path, config: ModelConfig, found: dict[str, Any]) -> Any:
     return model
 
 
-def _note_window(model: Any, found: dict[str, Any]) -> None:
+def _note_window(model: Any, settings: dict[str, Any]) -> None:
     """mlx-lm gives Mistral and Phi-3 full attention, whatever window their config.json names."""
-    window = found.get("sliding_window") if found.get("use_sliding_window", True) else None
-    kinds = set(found.get("layer_types") or ["sliding_attention"])
+    window = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
+    kinds = set(settings.get("layer_types") or ["sliding_attention"])
     is_ignored = all(type(c) is KVCache for c in make_prompt_cache(model))
     if window and "sliding_attention" in kinds and is_ignored:
         print(
@@ -162,11 +162,12 @@ def _check_names(folder: Path, config: ModelConfig, names: list[str]) -> None:
     for file in folder.glob("model*.safetensors"):
         with safe_open(file, "np") as weights:
             stored |= set(weights.keys())
-    strange = [name for name in names if name not in stored] or ["no linear layers"][len(names) :]
-    if strange:
+    strange = [name for name in names if name not in stored]
+    if strange or not names:
+        example = strange[0] if strange else "no linear layers"
         raise UserError(
             f"model.path: mlx-lm names the weights of {config.path!r} in its own way "
-            f"({strange[0]}), so what MLX trains would not load elsewhere; use model.backend: torch"
+            f"({example}), so what MLX trains would not load elsewhere; use model.backend: torch"
         )
 
 

@@ -297,17 +297,17 @@ class MLXPolicy:
     def load_adapter(self, folder: Path) -> None:
         file = weight_file(folder, self.config.adapter)
         try:
-            given: Any = mx.load(str(file))
+            saved: Any = mx.load(str(file))
         except RuntimeError as error:
             raise UserError(f"{file}: no safetensors file: {error!s:.100}") from None
         if self.config.adapter == "full" and hasattr(self.model, "sanitize"):
-            given = self.model.sanitize(given)
+            saved = self.model.sanitize(saved)
         mine = self.trainable
-        check_same_shape(folder, given, {self._saved_name(n): w for n, w in mine.items()})
+        check_same_shape(folder, saved, {self._saved_name(n): w for n, w in mine.items()})
         if self.config.adapter != "full":
             check_scale(folder, self.config)
-        found = {n: given[s] for n in mine if (s := self._saved_name(n)) in given}
-        self._assign({n: w.astype(mine[n].dtype) for n, w in found.items()})
+        weights = {n: saved[s] for n in mine if (s := self._saved_name(n)) in saved}
+        self._assign({n: w.astype(mine[n].dtype) for n, w in weights.items()})
 
     def save_optimizer(self, file: Path) -> None:
         mx.save_safetensors(str(file), dict(tree_flatten(self.optimizer.state)))

@@ -2,6 +2,11 @@
 
 A row holds the tokens of several groups, one after the other; no token is padding:
 
+    row       [ prompt 1 | answer a | answer b | answer c ] [ prompt 2, answer ] [ prompt 3 | …
+    trunks      └──────┘                                      └──────────────┘     └──────┘
+    branches               └──────┘   └──────┘   └──────┘                                     └─ …
+    b sees      ████████              ██████◣
+
     trunk    the prompt of a group (with its answer, where it has only one): plain causal attention
     branch   one of several answers: its tokens see the whole trunk, and themselves causally
 
@@ -205,7 +210,7 @@ class SharedCache:
         P = self.prompt[0][0].shape[2]
         position_P = torch.arange(P, device=self.length_B.device)
         self.padding_BP = position_P[None] >= self.length_B[:, None]
-        self._seat()
+        self._slots()
 
     def keep(self, row: torch.Tensor) -> None:
         """Drop all answers but these rows; drop prompts once most have no answer left."""
@@ -220,16 +225,16 @@ class SharedCache:
             self.length_B, self.padding_BP = self.length_B[live], self.padding_BP[live]
             self.prompt = [(k[live], v[live]) for k, v in self.prompt]
             self.prompt_R = again
-        self._seat()
+        self._slots()
 
-    def _seat(self) -> None:
-        """Give every row a seat beside its prompt, [B, seats], so that one product serves all."""
+    def _slots(self) -> None:
+        """Give every row a slot beside its prompt, [B, slots], so that one product serves all."""
         count_B = torch.bincount(self.prompt_R, minlength=len(self.length_B))
-        self.seats = int(count_B.max())
+        self.slots = int(count_B.max())
         before_B = count_B.cumsum(0) - count_B
         rank_R = torch.arange(len(self.prompt_R), device=count_B.device) - before_B[self.prompt_R]
-        self.seat_R = self.prompt_R * self.seats + rank_R
-        self.full = len(self.prompt_R) == len(count_B) * self.seats
+        self.slot_R = self.prompt_R * self.slots + rank_R
+        self.full = len(self.prompt_R) == len(count_B) * self.slots
         self.padded = bool(self.padding_BP.any())
 
     def attend(
@@ -251,26 +256,26 @@ class SharedCache:
         ko[:, :, self.used - 1], vo[:, :, self.used - 1] = k[:, :, 0], v[:, :, 0]
         ko, vo = ko[:, :, : self.used], vo[:, :, : self.used]
         q_RKED = q.reshape(R, K, H // K, D) * (D**-0.5 if scale is None else scale)  # E = H / K
-        at_prompt_RKEP = self._stand(self._sit(q_RKED) @ kp.transpose(2, 3), R)
+        at_prompt_RKEP = self._by_answer(self._by_prompt(q_RKED) @ kp.transpose(2, 3), R)
         if self.padded:
             hidden_RP = self.padding_BP[self.prompt_R]
             at_prompt_RKEP.masked_fill_(hidden_RP[:, None, None], float("-inf"))
         both = torch.cat([at_prompt_RKEP, q_RKED @ ko.transpose(2, 3)], -1)
         p = both.softmax(-1, dtype=torch.float32).to(v.dtype)
-        out_RKED = self._stand(self._sit(p[..., :P]) @ vp, R) + p[..., P:] @ vo
+        out_RKED = self._by_answer(self._by_prompt(p[..., :P]) @ vp, R) + p[..., P:] @ vo
         return out_RKED.reshape(R, 1, H, D)
 
-    def _sit(self, x_RKEX: torch.Tensor) -> torch.Tensor:
-        """[R, K, E, X] → [B, K, seats·E, X]: all answers to a prompt beside each other."""
+    def _by_prompt(self, x_RKEX: torch.Tensor) -> torch.Tensor:
+        """[R, K, E, X] → [B, K, slots·E, X]: all answers to a prompt beside each other."""
         K, E, X = x_RKEX.shape[1:]
         B = len(self.length_B)
         if not self.full:
-            empty = x_RKEX.new_zeros(B * self.seats, K, E, X)
-            x_RKEX = empty.index_copy_(0, self.seat_R, x_RKEX)
-        return x_RKEX.view(B, self.seats, K, E, X).transpose(1, 2).reshape(B, K, -1, X)
+            empty = x_RKEX.new_zeros(B * self.slots, K, E, X)
+            x_RKEX = empty.index_copy_(0, self.slot_R, x_RKEX)
+        return x_RKEX.view(B, self.slots, K, E, X).transpose(1, 2).reshape(B, K, -1, X)
 
-    def _stand(self, x_BKX: torch.Tensor, R: int) -> torch.Tensor:
-        """The inverse of `_sit`."""
+    def _by_answer(self, x_BKX: torch.Tensor, R: int) -> torch.Tensor:
+        """The inverse of `_by_prompt`."""
         B, K, _, X = x_BKX.shape
-        x = x_BKX.view(B, K, self.seats, -1, X).transpose(1, 2).reshape(B * self.seats, K, -1, X)
-        return x if self.full else x[self.seat_R]
+        x = x_BKX.view(B, K, self.slots, -1, X).transpose(1, 2).reshape(B * self.slots, K, -1, X)
+        return x if self.full else x[self.slot_R]
