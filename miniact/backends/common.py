@@ -1,16 +1,15 @@
-"""What both backends do alike: model folders, chunks of prompts, samples, checks of adapters."""
+"""What both backends do alike: model folders, and checks of what they are to load."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from miniact import UserError
 from miniact.backends.models import find_model
 from miniact.config.sections import ModelConfig
-from miniact.types import Sample
 
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "model*.safetensors"]  # no code
 
@@ -38,30 +37,6 @@ def model_folder(path: str, files: Sequence[str] = HUB_FILES) -> Path:
         raise UserError(f"model.path: cannot fetch {source.path!r}: {reason:.200}") from None
 
 
-def chunks(
-    order: Sequence[int], prompts: Sequence[Sequence[int]], n: int, max_tokens: int, budget: int
-) -> Iterator[list[int]]:
-    """Cut `order` (shortest first) so that rows × (prompt + answer) fits the token budget."""
-    chunk: list[int] = []
-    for i in order:
-        if chunk and (len(chunk) + 1) * n * (len(prompts[i]) + max_tokens) > budget:
-            yield chunk
-            chunk = []
-        chunk.append(i)
-    if chunk:
-        yield chunk
-
-
-def to_sample(
-    tokenizer: Any, ends: Sequence[int], tokens: Sequence[int], logps: Sequence[float]
-) -> Sample:
-    """What was sampled, with its text (without the end token) and the reason why it stopped."""
-    stop = "end" if tokens[-1] in ends else "length"
-    shown = tokens[:-1] if stop == "end" else tokens
-    text = tokenizer.decode(shown, skip_special_tokens=False)
-    return Sample(tuple(tokens), tuple(logps), text, stop)
-
-
 def weight_file(folder: Path, adapter: str) -> Path:
     """The file that holds the saved weights; UserError where there is none."""
     file = folder / ("model.safetensors" if adapter == "full" else "adapter_model.safetensors")
@@ -85,6 +60,19 @@ def check_same_shape(folder: Path, saved: Mapping[str, Any], mine: Mapping[str, 
     missing = [n for n in mine if n not in saved and "lora" in n]
     if missing:
         raise UserError(f"{folder}: lacks {missing[0]}; adapter of another model?")
+
+
+def check_moments(
+    file: Path, saved: Mapping[str, Any], expected: Mapping[str, Sequence[int]]
+) -> None:
+    """Refuse an optimizer's state that this model's AdamW cannot go on from."""
+    for name in sorted(saved.keys() | expected.keys()):
+        if name not in saved or list(saved[name].shape) != list(expected.get(name, [-1])):
+            raise UserError(
+                f"{file}: {name} is not as AdamW keeps it for this adapter here (saved by the "
+                "other backend, an 8-bit optimizer or for another adapter?); finish this stage "
+                f"where it was begun, or delete {file.parent} to begin the stage anew"
+            )
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -162,6 +162,11 @@ def _fill(rows: list[list[_Piece]]) -> Layout:
     )
 
 
+def longest_answer(groups: Sequence[Group]) -> int:
+    """P + C of the longest prompt with one answer: the least that a micro-batch must hold."""
+    return max(len(g.prompt) + len(c.tokens) for g in groups for c in g.completions)
+
+
 def loss_tokens(groups: Sequence[Group], layout: Layout) -> Tokens:
     """What the loss knows of each completion token, in the layout's order. numpy float32, [N]."""
     completions = [groups[g].completions[c] for g, c in layout.order]

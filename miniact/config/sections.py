@@ -45,6 +45,12 @@ class ModelConfig:
         "most tokens in one forward pass; lower it if memory runs out: the result stays the same",
         low=16,
     )
+    sample_memory: float = key(
+        0.0,
+        "GB for the keys and values of all answers that are sampled at once; 0: 80 % of what is "
+        "free on a GPU, an eighth of a computer's memory; the result stays the same",
+        low=0,
+    )
 
 
 @dataclass(frozen=True)

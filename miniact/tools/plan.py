@@ -97,7 +97,7 @@ def stage_works(config: Config) -> list[Work]:
 def evaluation(config: Config) -> Work:
     """What sampling one chunk of prompts takes, where nothing is trained."""
     P, C = config.prompt.max_tokens, config.eval.max_tokens
-    return Work("eval", 0, config.model.max_tokens_per_batch // (P + C) + 1, P, 1, C, True)
+    return Work("eval", 0, config.env.parallel, P, 1, C, True)
 
 
 def weight_bytes(shape: Shape, model: ModelConfig, dtype: str) -> float:
@@ -129,29 +129,47 @@ def training_bytes(shape: Shape, model: ModelConfig, work: Work, dtype: str) -> 
     return saved + max(passing, head)
 
 
-def sampling_bytes(shape: Shape, model: ModelConfig, work: Work, dtype: str) -> float:
-    """Merged weights, the cache, and the logits of all rows."""
-    P, G, C, b = work.prompt, work.group, work.completion, BYTES[dtype]
-    k = max(1.0, min(work.batch, model.max_tokens_per_batch / (G * (P + C))))
-    kv = 2 * shape.layers * shape.kv_heads * shape.head_dim * b
-    cache = k * (P + 2 * G * C) * kv
-    logits = k * G * shape.vocab * 4 * 3
-    prefill = k * P * (2 * shape.ff + 6 * shape.hidden) * b
-    merged = shape.linear * b if model.adapter == "lora" and dtype == "float32" else 0
+def together(shape: Shape, model: ModelConfig, work: Work, device: Device) -> float:
+    """Prompts whose answers are sampled at once: as many as the memory for it holds."""
+    if model.sample_memory:
+        limit = model.sample_memory * GB
+    elif device.kind == "cuda":  # as the backends measure it
+        limit = 0.8 * (device.free - PROCESS["cuda"] - weight_bytes(shape, model, device.dtype))
+    else:
+        limit = device.free / 8
+    each = prompt_bytes(shape, work, device)
+    return min(work.batch, max(limit / each, 1 / work.group))
+
+
+def prompt_bytes(shape: Shape, work: Work, device: Device) -> float:
+    """Keys, values and logits of the answers to one prompt."""
+    P, G, C = work.prompt, work.group, work.completion
+    kv = 2 * shape.layers * shape.kv_heads * shape.head_dim * BYTES[device.dtype]
+    tokens = G * (P + C) if device.kind == "mlx" else P + G * C  # MLX copies a prompt's keys
+    return tokens * kv + G * shape.vocab * 16
+
+
+def sampling_bytes(shape: Shape, model: ModelConfig, work: Work, device: Device) -> float:
+    """Merged weights, the cache, the logits of all rows or the pass over a slice of prompts."""
+    k, b = together(shape, model, work, device), BYTES[device.dtype]
+    logits = k * work.group * shape.vocab * 16
+    cache = k * prompt_bytes(shape, work, device) - logits
+    passing = max(work.prompt, min(k * work.prompt, model.max_tokens_per_batch))
+    prefill = passing * (2 * shape.ff + 6 * shape.hidden) * b
+    merged = shape.linear * b if model.adapter == "lora" and device.dtype == "float32" else 0
     return merged + cache + max(logits, prefill)
 
 
 def memory(shape: Shape, model: ModelConfig, work: Work, device: Device) -> Memory:
     full = model.adapter == "full"
     trained = shape.parameters if full else shape.lora(model.rank)
-    paged = device.kind == "cuda" and model.adapter == "qlora"  # 8-bit moments
     return Memory(
         process=PROCESS[device.kind],
         weights=weight_bytes(shape, model, device.dtype),
         adapter=trained * (BYTES[device.dtype] if full else 2 * 4),
-        optimizer=trained * 2 * (1 if paged else 4),
+        optimizer=trained * 2 * 4,
         training=training_bytes(shape, model, work, device.dtype),
-        sampling=sampling_bytes(shape, model, work, device.dtype) if work.samples else 0,
+        sampling=sampling_bytes(shape, model, work, device) if work.samples else 0,
     )
 
 
@@ -160,9 +178,9 @@ def seconds(shape: Shape, config: Config, device: Device) -> Iterator[tuple[str,
     model = config.model
     weights = weight_bytes(shape, model, device.dtype)
 
-    def sample(batch: float, P: float, G: float, C: float) -> float:
-        rows = max(1.0, model.max_tokens_per_batch / (P + C))  # that decode together
-        passes = max(1.0, batch * G / rows)
+    def sample(batch: int, P: int, G: int, C: int) -> float:
+        work = Work("", 0, batch, P, G, C, True)
+        passes = max(1.0, batch / together(shape, model, work, device))
         prefill = batch * forward_flops(shape, P, 0, 0) / (device.matmul * PREFILL_SHARE)
         flops = batch * G * C * 2 * (shape.computing + shape.head)
         decode = max(passes * C * weights / device.bandwidth, flops / device.matmul / DECODE_SHARE)

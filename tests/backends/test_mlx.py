@@ -256,7 +256,7 @@ class TestModelsThatDiffer:
         tokenizer.save_pretrained(tmp_path)
         error, mlx = self.agree(tmp_path)
         assert error < 1e-4
-        assert not mlx.pads_left
+        assert not mlx.caches.pads_left
 
     def test_a_window_that_mlx_lm_ignores_is_named(self, folder, tmp_path, capsys):
         load(edit(folder, tmp_path / "window", model_type="mistral", sliding_window=64))

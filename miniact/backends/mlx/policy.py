@@ -12,7 +12,6 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,38 @@ import mlx.nn as nn
 import numpy as np
 from mlx.optimizers import AdamW
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
-from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
 
 from miniact import UserError
 from miniact.backends.common import (
+    check_moments,
     check_same_shape,
     check_scale,
-    chunks,
     model_folder,
-    to_sample,
     weight_file,
 )
-from miniact.backends.layout import Layout, layouts, loss_tokens, split_by_completion
+from miniact.backends.layout import (
+    Layout,
+    layouts,
+    longest_answer,
+    loss_tokens,
+    split_by_completion,
+)
+from miniact.backends.memory import Budgets, until_it_fits
 from miniact.backends.mlx.head import Head
 from miniact.backends.mlx.load import attach, load_base, pick_device
+from miniact.backends.mlx.probe import usable
+from miniact.backends.mlx.sample import Caches, Rows, pick_rows
 from miniact.backends.models import ModelSource, end_tokens, load_tokenizer, rope_at_top
+from miniact.backends.sampling import (
+    Drawn,
+    Request,
+    Room,
+    by_length,
+    cache_bytes,
+    decode,
+    sample,
+    stretches,
+)
 from miniact.config.sections import ModelConfig
 from miniact.types import Group, Loss, Sample
 
@@ -52,26 +68,11 @@ class MLXPolicy:
         self.model = attach(load_base(self.folder, config), self.folder, config, seed)
         self.body = self.model.model
         self.head = Head(self.model, frozen=config.adapter != "full")
-        self.budget = config.max_tokens_per_batch
-        # sliding windows and linear attention keep other caches, which take no left padding
-        self.pads_left = all(type(c) is KVCache for c in make_prompt_cache(self.model))
+        self.budgets = Budgets(config, usable, mx.clear_cache)
+        self.caches = Caches(self.model)
         self.reference: dict[str, mx.array] = {}
         self.gradients: Any = None
         self.reset_optimizer()
-
-    # ---- the cache -----------------------------------------------------------------------------
-
-    def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[mx.array, list[Any]]:
-        """Run each prompt once. Returns the hidden state after its last token, and the cache."""
-        P = max(map(len, prompts))
-        padding = [P - len(p) for p in prompts]  # left padding: all answers start in one column
-        token_BP = mx.array([[0] * n + list(p) for n, p in zip(padding, prompts)])
-        cache = make_prompt_cache(self.model)
-        if self.pads_left:
-            cache = [BatchKVCache(padding) for _ in cache]
-            for layer in cache:
-                layer.step = max(P, 32)  # by which it grows; 256, the default, wastes memory
-        return self.body(token_BP, cache)[:, -1], cache
 
     # ---- sampling ------------------------------------------------------------------------------
 
@@ -84,75 +85,52 @@ class MLXPolicy:
         seed: int,
     ) -> list[list[Sample]]:
         self.model.eval()
-        keys = _random_keys(seed)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together
-        out: list[list[Sample]] = [[] for _ in prompts]
-        for _, part in groupby(order, key=lambda i: 0 if self.pads_left else len(prompts[i])):
-            for chunk in chunks(list(part), prompts, n, max_tokens, self.budget):
-                rows = self._sample_chunk(
-                    [prompts[i] for i in chunk], n, max_tokens, temperature, keys
-                )
-                for i, samples in zip(chunk, rows):
-                    out[i] = samples
+        samples = sample(self, Request(prompts, n, max_tokens, temperature, seed))
         mx.clear_cache()  # the memory of a Mac is shared with everything else
-        return out
+        return samples
 
-    def _sample_chunk(
-        self,
-        prompts: list[Sequence[int]],
-        n: int,
-        max_tokens: int,
-        temperature: float,
-        keys: Iterator[mx.array],
-    ) -> list[list[Sample]]:
-        """Prefill each prompt once, widen its cache to n rows, decode, drop rows as they finish."""
-        hidden_BD, cache = self._prefill(prompts)
-        _pick_rows(cache, [b for b in range(len(prompts)) for _ in range(n)])
+    def room(self) -> Room:
+        pads = self.caches.pads_left
+        return Room(
+            limit=self.budgets.sampling,
+            token=cache_bytes(self.model.args, self.head.layer.weight.dtype.size),
+            row=16 * self.model.args.vocab_size,
+            shared=False,
+            prefill=0 if pads else self.budgets.prefill,
+            one_length=not pads,
+        )
+
+    def sample_rows(
+        self, prompts: list[Sequence[int]], uniform_RC: np.ndarray, temperature: float
+    ) -> Drawn:
+        n, most = len(uniform_RC) // len(prompts), self.budgets.prefill
+        pads = self.caches.pads_left
+        hidden_BD, cache = (
+            self.caches.prefill_in_slices(prompts, most) if pads else self.caches.prefill(prompts)
+        )
+        pick_rows(cache, [b for b in range(len(prompts)) for _ in range(n)])
         hidden_RD = mx.repeat(hidden_BD, n, axis=0)
-        row_R = list(range(len(prompts) * n))  # which answer each live row is
-        tokens: list[list[int]] = [[] for _ in row_R]
-        logps: list[list[float]] = [[] for _ in row_R]
-        for step in range(max_tokens):
-            token_R, logp_R = self._draw(hidden_RD, temperature, next(keys))
-            for row, token, logp in zip(row_R, np.array(token_R), np.array(logp_R)):
-                tokens[row].append(int(token))
-                logps[row].append(float(logp))
-            live = [i for i, row in enumerate(row_R) if tokens[row][-1] not in self.ends]
-            if not live or step == max_tokens - 1:
-                break
-            if len(live) < len(row_R):
-                _pick_rows(cache, live)
-                token_R, row_R = token_R[mx.array(live)], [row_R[i] for i in live]
-            hidden_RD = self.body(token_R[:, None], cache)[:, -1]
-        samples = [to_sample(self.tokenizer, self.ends, t, p) for t, p in zip(tokens, logps)]
-        return [samples[b * n : (b + 1) * n] for b in range(len(prompts))]
-
-    def _draw(
-        self, hidden_RD: mx.array, temperature: float, key: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        """Next token of every row, and its log-probability at this temperature (greedy: at 1)."""
-        z_RV = self.head.logits(hidden_RD, temperature or 1.0)
-        logp_RV = z_RV - mx.logsumexp(z_RV, -1, keepdims=True)
-        if temperature == 0:
-            token_R = mx.argmax(logp_RV, -1)
-        else:
-            token_R = mx.random.categorical(logp_RV, key=key)
-        return token_R, mx.take_along_axis(logp_RV, token_R[:, None], 1)[:, 0]
+        rows = Rows(self.caches, self.head, temperature, cache, hidden_RD)
+        return decode(rows, uniform_RC, self.ends)
 
     # ---- scoring and training --------------------------------------------------------------------
 
     def _layouts(self, groups: Sequence[Group]) -> Iterator[Layout]:
         """Micro-batches. Groups with prompts of alike length go together, for they get padded."""
-        if not self.pads_left or all(len(g.completions) == 1 for g in groups):
-            yield from layouts(groups, self.budget, shared=False)
+        if not self.caches.pads_left or all(len(g.completions) == 1 for g in groups):
+            yield from layouts(groups, self.budgets.training, shared=False)
             return
         prompts = [g.prompt for g in groups]
         n = max(len(g.completions) for g in groups)
         longest = max(len(c.tokens) for g in groups for c in g.completions)
-        order = sorted(range(len(groups)), key=lambda i: len(prompts[i]))
-        for chunk in chunks(order, prompts, n, longest, self.budget):
-            for layout in layouts([groups[i] for i in chunk], self.budget, shared=True):
-                yield replace(layout, order=[(chunk[g], c) for g, c in layout.order])
+        budget = self.budgets.training
+
+        def fit(part: list[int]) -> bool:
+            return len(part) * n * (len(prompts[part[-1]]) + longest) <= budget
+
+        for part in stretches(by_length(prompts, range(len(groups))), fit):
+            for layout in layouts([groups[i] for i in part], budget, shared=True):
+                yield replace(layout, order=[(part[g], c) for g, c in layout.order])
 
     def _logp_N(self, layout: Layout, temperature: float, gradient: bool) -> mx.array:
         """log π of every completion token of one micro-batch, shape [N], float32."""
@@ -167,12 +145,12 @@ class MLXPolicy:
     def _shared(self, layout: Layout) -> mx.array:
         """Each prompt once, then all answers, right padded, over its widened cache."""
         prompts, answers, prompt_R = _unpack(layout)
-        hidden_BD, cache = self._prefill(prompts)
+        hidden_BD, cache = self.caches.prefill(prompts)
         hidden_R1D = hidden_BD[mx.array(prompt_R)][:, None]
         C = max(map(len, answers))
         if C > 1:  # an answer's last token predicts nothing
             token_RC = mx.array([[*a[:-1], *[0] * (C - len(a))] for a in answers])
-            _pick_rows(cache, prompt_R)
+            pick_rows(cache, prompt_R)
             hidden_R1D = mx.concatenate([hidden_R1D, self.body(token_RC, cache)], axis=1)
         row_N = [r for r, answer in enumerate(answers) for _ in answer]
         col_N = [t for answer in answers for t in range(len(answer))]
@@ -183,10 +161,14 @@ class MLXPolicy:
     ) -> list[list[np.ndarray]]:
         self.model.eval()
         out: list[list] = [[None] * len(g.completions) for g in groups]
-        with self._reference_weights() if reference else contextlib.nullcontext():
+
+        def score() -> None:
             for layout in self._layouts(groups):
                 logp_N = np.array(self._logp_N(layout, temperature, gradient=False))
                 split_by_completion(logp_N, layout, out)
+
+        with self._reference_weights() if reference else contextlib.nullcontext():
+            until_it_fits(score, lambda: self.budgets.less_for_training(longest_answer(groups)))
         mx.clear_cache()
         return out
 
@@ -194,6 +176,19 @@ class MLXPolicy:
         self, groups: Sequence[Group], loss: Loss, temperature: float = 1.0
     ) -> dict[str, float]:
         self.model.train()
+        earlier = self.gradients
+
+        def less() -> None:
+            self.gradients = earlier  # without what the failed pass had added
+            self.budgets.less_for_training(longest_answer(groups))
+
+        sums = until_it_fits(lambda: self._forward_backward(groups, loss, temperature), less)
+        mx.clear_cache()
+        return sums
+
+    def _forward_backward(
+        self, groups: Sequence[Group], loss: Loss, temperature: float
+    ) -> dict[str, float]:
         sums: dict[str, float] = {}
 
         def value(layout: Layout) -> tuple[mx.array, dict[str, mx.array]]:
@@ -208,7 +203,6 @@ class MLXPolicy:
             self.gradients = gradients
             for name, metric in metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(metric)
-        mx.clear_cache()
         return sums
 
     def optim_step(self, lr: float, max_grad_norm: float) -> float:
@@ -314,24 +308,12 @@ class MLXPolicy:
 
     def load_optimizer(self, file: Path) -> None:
         state: Any = mx.load(str(file))
-        if "step" not in state:
-            raise UserError(f"{file}: was not saved by MLX; finish this stage where it was begun")
+        expected: dict[str, Any] = {"step": (), "learning_rate": ()}
+        if len(state) > len(expected):  # there are none before the first step
+            expected |= {f"{n}.{m}": w.shape for n, w in self.trainable.items() for m in "mv"}
+        check_moments(file, state, expected)
         self.reset_optimizer()
         self.optimizer.state = tree_unflatten(list(state.items()))
-
-
-def _random_keys(seed: int) -> Iterator[mx.array]:
-    key = mx.random.key(seed)
-    while True:
-        key, now = mx.random.split(key)
-        yield now
-
-
-def _pick_rows(cache: list[Any], rows: Sequence[int]) -> None:
-    """Make a cache of these rows of itself: repeated ones widen it, absent ones leave it."""
-    index = mx.array(list(rows))
-    for layer in cache:
-        layer.state = tree_map(lambda x: x[index] if isinstance(x, mx.array) else x, layer.state)
 
 
 def _unpack(layout: Layout) -> tuple[list[list[int]], list[list[int]], list[int]]:

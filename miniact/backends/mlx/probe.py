@@ -10,6 +10,16 @@ import mlx.core as mx
 
 from miniact.backends.memory import ProcessMemory
 
+SHARE = 0.8  # of what Metal recommends and nothing holds yet goes to sampling
+
+
+def usable() -> float:
+    """Bytes for the keys and values of sampling where the config names none."""
+    if mx.default_device() == mx.Device(mx.gpu):
+        most = mx.device_info()["max_recommended_working_set_size"]
+        return SHARE * (float(most) - mx.get_active_memory())
+    return ProcessMemory().usable()
+
 
 class Probe:
     """Peak memory and matmul speed. Sizes in bytes, speeds in FLOP/s."""

@@ -190,7 +190,7 @@ def _places(trunks: list[np.ndarray], branches: list[np.ndarray], T: int) -> np.
 class SharedCache:
     """Keys and values while sampling: each prompt's once, each answer's own in a row of its own.
 
-    Call order: the prompts' pass (`attend` with L > 1 tokens), `widen(n)`, then one pass per token.
+    Call order: `fill(rows)` and a pass for each slice of the prompts, `widen(n)`, a pass per token.
     """
 
     def __init__(self, length_B: torch.Tensor, max_tokens: int) -> None:
@@ -199,10 +199,15 @@ class SharedCache:
         self.own: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: [R, K, room, D]
         self.used = 0  # tokens in `own`
         self.prompt_R = torch.empty(0, dtype=torch.long)
+        self.filling: slice | None = None
+
+    def fill(self, rows: slice) -> None:
+        """The next pass is that of these prompts, right padded."""
+        self.filling = rows
 
     def widen(self, n: int) -> None:
         """n answers to each prompt. Their first tokens come next."""
-        B = len(self.length_B)
+        B, self.filling = len(self.length_B), None
         self.prompt_R = torch.arange(B, device=self.length_B.device).repeat_interleave(n)
         for k, _ in self.prompt:
             own = k.new_empty(2, B * n, k.shape[1], self.room, k.shape[3])
@@ -241,13 +246,8 @@ class SharedCache:
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None
     ) -> torch.Tensor:
         """q, k, v: [rows, heads, L, D] → [rows, L, H, D]. Without a gradient."""
-        if layer == len(self.prompt):  # the prompts, right padded: causal needs no mask
-            self.prompt.append((k, v))
-            H = q.shape[1]
-            out = F.scaled_dot_product_attention(
-                q, _widen(k, H), _widen(v, H), is_causal=True, scale=scale
-            )
-            return out.transpose(1, 2)
+        if self.filling is not None:
+            return self._fill(layer, q, k, v, scale)
         if layer == 0:
             self.used += 1
         R, H, _, D = q.shape
@@ -264,6 +264,21 @@ class SharedCache:
         p = both.softmax(-1, dtype=torch.float32).to(v.dtype)
         out_RKED = self._by_answer(self._by_prompt(p[..., :P]) @ vp, R) + p[..., P:] @ vo
         return out_RKED.reshape(R, 1, H, D)
+
+    def _fill(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None
+    ) -> torch.Tensor:
+        """Keep a slice's keys and values. Padding is on the right, so causal needs no mask."""
+        B, P, H = len(self.length_B), int(self.length_B.max()), q.shape[1]
+        if layer == len(self.prompt):  # zeros: 0 · what lay there before could be NaN
+            both = k.new_zeros(2, B, k.shape[1], P, k.shape[3])
+            self.prompt.append((both[0], both[1]))
+        for kept, new in zip(self.prompt[layer], (k, v)):
+            kept[self.filling, :, : new.shape[2]] = new
+        out = F.scaled_dot_product_attention(
+            q, _widen(k, H), _widen(v, H), is_causal=True, scale=scale
+        )
+        return out.transpose(1, 2)
 
     def _by_prompt(self, x_RKEX: torch.Tensor) -> torch.Tensor:
         """[R, K, E, X] → [B, K, slots·E, X]: all answers to a prompt beside each other."""

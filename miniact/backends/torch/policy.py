@@ -22,20 +22,28 @@ from safetensors.torch import load_file, save_file
 
 from miniact import UserError
 from miniact.backends.common import (
+    check_moments,
     check_same_shape,
     check_scale,
-    chunks,
     model_folder,
-    to_sample,
     weight_file,
 )
-from miniact.backends.layout import Layout, layouts, loss_tokens, split_by_completion
+from miniact.backends.layout import (
+    Layout,
+    layouts,
+    longest_answer,
+    loss_tokens,
+    split_by_completion,
+)
+from miniact.backends.memory import Budgets, until_it_fits
 from miniact.backends.models import ModelSource, end_tokens, load_tokenizer
+from miniact.backends.sampling import Drawn, Request, Room, cache_bytes, decode, sample
 from miniact.backends.torch.attention import PackedRow, no_mask, use_shared_attention
 from miniact.backends.torch.fast import speed_up
 from miniact.backends.torch.head import Head
 from miniact.backends.torch.load import attach, load_base, pick_device, pick_dtype
-from miniact.backends.torch.sample import Model, sample_chunk
+from miniact.backends.torch.memory import release, usable
+from miniact.backends.torch.sample import Rows, SharedKeys, WidenedKeys
 from miniact.config.sections import ModelConfig
 from miniact.types import Completion, Group, Loss, Sample
 
@@ -54,7 +62,7 @@ class TorchPolicy:
         self.head = Head(self.causal_lm, frozen=config.adapter != "full")
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.reference: dict[str, torch.Tensor] = {}
-        self.budget = config.max_tokens_per_batch
+        self.budgets = Budgets(config, lambda: usable(self.device), lambda: release(self.device))
         self.shares_prompts = _can_share_prompts(self.causal_lm.config)
         if self.shares_prompts:
             use_shared_attention(self.causal_lm)
@@ -90,35 +98,27 @@ class TorchPolicy:
         seed: int,
     ) -> list[list[Sample]]:
         self._mode(training=False)
-        generator = torch.Generator(self.device).manual_seed(seed)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths together
-        out: list[list[Sample]] = [[] for _ in prompts]
         with self._merged():
-            for chunk in chunks(order, prompts, n, max_tokens, self.budget):
-                made = self._sample_chunk(
-                    [prompts[i] for i in chunk], n, max_tokens, temperature, generator
-                )
-                for i, samples in zip(chunk, made):
-                    out[i] = samples
-        return out
+            return sample(self, Request(prompts, n, max_tokens, temperature, seed))
 
-    def _sample_chunk(
-        self,
-        prompts: list[Sequence[int]],
-        n: int,
-        max_tokens: int,
-        temperature: float,
-        generator: torch.Generator,
-    ) -> list[list[Sample]]:
-        before = generator.get_state()
-        tokens, logps = sample_chunk(
-            Model(self.causal_lm, self.head, self.ends, self.shares_prompts),
-            prompts,
-            n,
-            max_tokens,
-            temperature,
-            generator,
+    def room(self) -> Room:
+        return Room(
+            limit=self.budgets.sampling,
+            token=cache_bytes(self.causal_lm.config.get_text_config(), self.dtype.itemsize),
+            row=16 * self.causal_lm.config.get_text_config().vocab_size,
+            shared=self.shares_prompts,
+            prefill=0 if self.shares_prompts else self.budgets.prefill,
         )
+
+    def sample_rows(
+        self, prompts: list[Sequence[int]], uniform_RC: np.ndarray, temperature: float
+    ) -> Drawn:
+        n, max_tokens = len(uniform_RC) // len(prompts), uniform_RC.shape[1]
+        body = self.causal_lm.get_decoder()
+        keys: SharedKeys | WidenedKeys = WidenedKeys(body, prompts, n)
+        if self.shares_prompts:
+            keys = SharedKeys(body, prompts, n, max_tokens, self.budgets.prefill)
+        tokens, logps = decode(Rows(self.head, temperature, keys), uniform_RC, self.ends)
         longest = max(range(len(tokens)), key=lambda row: len(tokens[row]))
         if self.shares_prompts and "sampling" not in self._checked and len(tokens[longest]) > 1:
             answer = Completion(tuple(tokens[longest]))  # one token says nothing of the cache
@@ -126,10 +126,8 @@ class TorchPolicy:
             plain = _joined(self._score([group], temperature or 1.0, shared=False))
             self._compare("sampling", np.asarray(logps[longest]), plain)
             if not self.shares_prompts:  # again, the other way
-                generator.set_state(before)
-                return self._sample_chunk(prompts, n, max_tokens, temperature, generator)
-        samples = [to_sample(self.tokenizer, self.ends, t, p) for t, p in zip(tokens, logps)]
-        return [samples[b * n : (b + 1) * n] for b in range(len(prompts))]
+                return self.sample_rows(prompts, uniform_RC, temperature)
+        return tokens, logps
 
     @contextlib.contextmanager
     def _merged(self) -> Iterator[None]:
@@ -181,7 +179,7 @@ class TorchPolicy:
     def _sharing(self, groups: Sequence[Group]) -> bool:
         """Whether a prompt is shared by its answers; compared with the plain way on first use."""
         if self.shares_prompts and "training" not in self._checked:
-            first = next(layouts(groups, self.budget, shared=True))
+            first = next(layouts(groups, self.budgets.training, shared=True))
             chosen = [groups[i] for i in sorted({g for g, _ in first.order})]
             shared, plain = (self._score(chosen, 1.0, way) for way in (True, False))
             self._compare("training", _joined(shared), _joined(plain))
@@ -203,7 +201,7 @@ class TorchPolicy:
     @torch.no_grad()
     def _score(self, groups: Sequence[Group], temperature: float, shared: bool) -> list[list]:
         out: list[list] = [[None] * len(g.completions) for g in groups]
-        for layout in layouts(groups, self.budget, shared):
+        for layout in layouts(groups, self.budgets.training, shared):
             logp_N = self._logp_N(layout, temperature, shared).cpu().numpy()
             split_by_completion(logp_N, layout, out)
         return out
@@ -213,28 +211,27 @@ class TorchPolicy:
     ) -> list[list[np.ndarray]]:
         self._mode(training=False)
         with self._reference_weights() if reference else contextlib.nullcontext():
-            return self._score(groups, temperature, self._sharing(groups))
+            return until_it_fits(
+                lambda: self._score(groups, temperature, self._sharing(groups)),
+                lambda: self.budgets.less_for_training(longest_answer(groups)),
+            )
 
     def forward_backward(
         self, groups: Sequence[Group], loss: Loss, temperature: float = 1.0
     ) -> dict[str, float]:
-        try:
-            return self._forward_backward(groups, loss, temperature)
-        except torch.OutOfMemoryError:
+        earlier = {p: p.grad for p in self.trainable.values()}
+        for parameter in earlier:  # set aside: a pass that fails must leave nothing in them
+            parameter.grad = None
+
+        def less() -> None:
             self.optimizer.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-            self.budget //= 2
-            print(
-                f"note: out of GPU memory; model.max_tokens_per_batch → {self.budget}",
-                file=sys.stderr,
-            )
-        try:
-            return self._forward_backward(groups, loss, temperature)
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"out of GPU memory at {self.budget} tokens per batch; lower prompt.max_tokens or "
-                "model.max_tokens_per_batch, or set model.gradient_checkpointing: true"
-            ) from None
+            self.budgets.less_for_training(longest_answer(groups))
+
+        metrics = until_it_fits(lambda: self._forward_backward(groups, loss, temperature), less)
+        for parameter, gradient in earlier.items():
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return metrics
 
     def _forward_backward(
         self, groups: Sequence[Group], loss: Loss, temperature: float
@@ -242,7 +239,7 @@ class TorchPolicy:
         self._mode(training=True)
         sums: dict[str, torch.Tensor] = {}
         shared = self._sharing(groups)
-        for layout in layouts(groups, self.budget, shared):
+        for layout in layouts(groups, self.budgets.training, shared):
             tokens = loss_tokens(groups, layout).map(self._tensor)
             value, metrics = loss(torch, self._logp_N(layout, temperature, shared), tokens)
             value.backward()
@@ -261,14 +258,13 @@ class TorchPolicy:
     # ---- state ---------------------------------------------------------------------------------
 
     def reset_optimizer(self) -> None:
-        options: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.999), "eps": 1e-8}
-        options["weight_decay"] = 0.0  # PyTorch's default is 0.01
-        if self.device.type == "cuda" and self.config.adapter == "qlora":
-            from bitsandbytes.optim import PagedAdamW8bit
-
-            self.optimizer: Any = PagedAdamW8bit(self.trainable.values(), **options)
-        else:
-            self.optimizer = torch.optim.AdamW(self.trainable.values(), **options)
+        self.optimizer = torch.optim.AdamW(
+            self.trainable.values(),
+            lr=0.0,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            weight_decay=0.0,  # PyTorch's default is 0.01
+        )
 
     def freeze_reference(self) -> None:
         self.reference = {n: p.detach().clone() for n, p in self.trainable.items()}
@@ -318,15 +314,19 @@ class TorchPolicy:
 
     def load_optimizer(self, file: Path) -> None:
         self.reset_optimizer()
+        saved = load_file(file)
+        stepped = {name.partition(".")[0] for name in saved}  # parameters that had a gradient
+        expected = {
+            f"{i}.{field}": [] if field == "step" else parameter.shape
+            for i, parameter in enumerate(self.trainable.values())
+            for field in ("step", "exp_avg", "exp_avg_sq")
+            if str(i) in stepped
+        }
+        check_moments(file, saved, expected)
         state: dict[int, dict[str, Any]] = {}
-        for name, value in load_file(file).items():
+        for name, value in saved.items():
             i, _, field = name.partition(".")
-            if not i.isdigit():
-                raise UserError(
-                    f"{file}: was not saved by PyTorch; finish this stage where it was begun"
-                )
-            is_count = field == "step" and not isinstance(self.optimizer, torch.optim.AdamW)
-            state.setdefault(int(i), {})[field] = int(value) if is_count else value
+            state.setdefault(int(i), {})[field] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 

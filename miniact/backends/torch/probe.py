@@ -8,6 +8,7 @@ import torch
 
 from miniact.backends.memory import ProcessMemory
 from miniact.backends.torch.load import pick_device, pick_dtype
+from miniact.backends.torch.memory import free
 
 
 class Probe:
@@ -21,9 +22,7 @@ class Probe:
         self.precision = str(self.dtype).removeprefix("torch.")
 
     def free(self) -> float:
-        if self.kind == "cuda":
-            return float(torch.cuda.mem_get_info(self.device)[0])
-        return self.process.free()
+        return free(self.device)
 
     def touch(self, model: torch.nn.Module) -> None:
         """Read every weight, so that a file that is only mapped counts as used from now on."""

@@ -1,93 +1,70 @@
 """Sampling on PyTorch: one prefill per prompt, then all answers a token at a time.
 
-Two ways to keep keys and values. `_Shared` holds those of a prompt once for all its answers
-(torch_attention.py). `_Widened` copies transformers' own cache to a row per answer; it is slower
-and serves every architecture. Both drop answers as they finish.
+Two ways to keep keys and values. `SharedKeys` holds those of a prompt once for all its answers
+(attention.py). `WidenedKeys` copies transformers' own cache to a row per answer; it is slower and
+serves every architecture. Both drop answers as they finish.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
+from miniact.backends.sampling import slices
 from miniact.backends.torch.attention import SharedCache, no_mask
 from miniact.backends.torch.head import Head
 
-Drawn = tuple[list[list[int]], list[list[float]]]
 
+class Rows:
+    """The answers of one chunk. R: the live ones."""
 
-@dataclass(frozen=True)
-class Model:
-    """What sampling needs of a model. `shares`: its attention can read one prompt for all."""
+    def __init__(self, head: Head, temperature: float, keys: SharedKeys | WidenedKeys) -> None:
+        self.head, self.temperature, self.keys = head, temperature, keys
+        self.hidden_RD = keys.prefill()
 
-    causal_lm: Any
-    head: Head
-    ends: tuple[int, ...]
-    shares: bool
+    def draw(self, u_R: np.ndarray) -> tuple[list[int], list[float]]:
+        u = torch.from_numpy(u_R).to(self.hidden_RD.device)
+        self.token_R, logp_R = draw(self.head, self.hidden_RD, self.temperature, u)
+        return self.token_R.tolist(), logp_R.tolist()
 
+    def keep(self, live: list[int]) -> None:
+        index = torch.tensor(live, device=self.token_R.device)
+        self.keys.keep(index)
+        self.token_R = self.token_R[index]
 
-def sample_chunk(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    n: int,
-    max_tokens: int,
-    temperature: float,
-    generator: torch.Generator,
-) -> Drawn:
-    """n answers to each prompt, those to prompt 0 first: token ids and their log-probs."""
-    device = generator.device
-    way = _Shared if model.shares else _Widened
-    keys = way(model.causal_lm.get_decoder(), prompts, n, max_tokens, device)
-    hidden_RD = keys.prefill()
-    row_R = list(range(len(prompts) * n))  # which answer each live row is
-    tokens: list[list[int]] = [[] for _ in row_R]
-    logps: list[list[float]] = [[] for _ in row_R]
-    for step in range(max_tokens):
-        token_R, logp_R = draw(model.head, hidden_RD, temperature, generator)
-        for row, token, logp in zip(row_R, token_R.tolist(), logp_R.tolist()):
-            tokens[row].append(token)
-            logps[row].append(logp)
-        live = [i for i, row in enumerate(row_R) if tokens[row][-1] not in model.ends]
-        if not live or step == max_tokens - 1:
-            break
-        if len(live) < len(row_R):
-            keep = torch.tensor(live, device=device)
-            keys.keep(keep)
-            token_R, row_R = token_R[keep], [row_R[i] for i in live]
-        hidden_RD = keys.step(token_R)
-    return tokens, logps
+    def step(self) -> None:
+        self.hidden_RD = self.keys.step(self.token_R)
 
 
 def draw(
-    head: Head, hidden_RD: torch.Tensor, temperature: float, generator: torch.Generator
+    head: Head, hidden_RD: torch.Tensor, temperature: float, u_R: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Next token of every row, and its log-probability at this temperature (greedy: at 1).
 
-    One uniform number u per row picks the first token whose cumulated probability exceeds u.
+    The uniform number u of a row picks the first token whose cumulated probability exceeds it.
     """
     logp_RV = torch.log_softmax(head.logits(hidden_RD, temperature or 1.0), -1)
     if temperature == 0:
         token_R1 = logp_RV.argmax(-1, keepdim=True)
     else:
         sum_RV = logp_RV.exp().cumsum(-1)
-        u_R1 = torch.rand(len(sum_RV), 1, generator=generator, device=generator.device)
-        token_R1 = torch.searchsorted(sum_RV, u_R1 * sum_RV[:, -1:], right=True)
+        token_R1 = torch.searchsorted(sum_RV, u_R[:, None] * sum_RV[:, -1:], right=True)
         token_R1 = token_R1.clamp_(max=logp_RV.shape[1] - 1)
     return token_R1[:, 0], logp_RV.gather(1, token_R1)[:, 0]
 
 
-class _Shared:
+class SharedKeys:
     """Prompts right padded; their keys are stored once and never copied."""
 
     def __init__(
-        self, body: Any, prompts: Sequence[Any], n: int, max_tokens: int, device: torch.device
+        self, body: Any, prompts: Sequence[Any], n: int, max_tokens: int, prefill: int
     ) -> None:
-        self.body, self.n, self.device = body, n, device
-        self.prompts = prompts
-        self.length_B = torch.tensor([len(p) for p in prompts], device=device)
+        self.body, self.n, self.prompts, self.prefill_tokens = body, n, prompts, prefill
+        self.device = next(body.parameters()).device
+        self.length_B = torch.tensor([len(p) for p in prompts], device=self.device)
         self.cache = SharedCache(self.length_B, max_tokens)
 
     def _run(self, token_RL: torch.Tensor, position_RL: torch.Tensor) -> torch.Tensor:
@@ -100,16 +77,23 @@ class _Shared:
         ).last_hidden_state
 
     def prefill(self) -> torch.Tensor:
-        B, P = len(self.prompts), int(self.length_B.max())
-        token_BP = torch.zeros(B, P, dtype=torch.long)
-        for b, prompt in enumerate(self.prompts):
-            token_BP[b, : len(prompt)] = torch.tensor(prompt)
-        position_BP = torch.arange(P, device=self.device).expand(B, P)
-        hidden_BPD = self._run(token_BP.to(self.device), position_BP)
-        last_BD = hidden_BPD[torch.arange(B, device=self.device), self.length_B - 1]
+        lengths = [len(p) for p in self.prompts]
+        last_BD = [self._prefill(rows) for rows in slices(lengths, self.prefill_tokens)]
         self.cache.widen(self.n)
         self.position_R = self.length_B.repeat_interleave(self.n)
-        return last_BD.repeat_interleave(self.n, 0)
+        return torch.cat(last_BD).repeat_interleave(self.n, 0)
+
+    def _prefill(self, rows: slice) -> torch.Tensor:
+        """Pass a slice of the prompts; the hidden state after the last token of each."""
+        prompts, length_B = self.prompts[rows], self.length_B[rows]
+        B, P = len(prompts), int(length_B.max())
+        token_BP = torch.zeros(B, P, dtype=torch.long)
+        for b, prompt in enumerate(prompts):
+            token_BP[b, : len(prompt)] = torch.tensor(prompt)
+        self.cache.fill(rows)
+        position_BP = torch.arange(P, device=self.device).expand(B, P)
+        hidden_BPD = self._run(token_BP.to(self.device), position_BP)
+        return hidden_BPD[torch.arange(B, device=self.device), length_B - 1]
 
     def keep(self, row: torch.Tensor) -> None:
         self.cache.keep(row)
@@ -121,13 +105,12 @@ class _Shared:
         return hidden_RD
 
 
-class _Widened:
+class WidenedKeys:
     """Prompts left padded, so that all answers start in one column of transformers' cache."""
 
-    def __init__(
-        self, body: Any, prompts: Sequence[Any], n: int, max_tokens: int, device: torch.device
-    ) -> None:
+    def __init__(self, body: Any, prompts: Sequence[Any], n: int) -> None:
         self.body, self.n = body, n
+        device = next(body.parameters()).device
         B, P = len(prompts), max(map(len, prompts))
         token_BP = torch.zeros(B, P, dtype=torch.long)
         mask_BP = torch.zeros(B, P, dtype=torch.long)
