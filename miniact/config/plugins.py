@@ -46,7 +46,7 @@ def section_of(stage: str) -> str:
 
 def named(config: Any) -> list[tuple[str, str]]:
     """(key, module:name) of all that a run of this config would import."""
-    places = [("env.name", config.env.name)]
+    places = [("env.name", config.env.name), *(("log.to", name) for name in config.log.to)]
     for i, stage in enumerate(config.recipe):
         section = section_of(stage)
         reward = getattr(getattr(config.stage, section), "reward", "")

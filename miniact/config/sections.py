@@ -255,6 +255,25 @@ class EvalConfig:
             )
 
 
+LOGGERS = ("tensorboard", "trackio", "wandb")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Where metrics go besides metrics.jsonl."""
+
+    to: list = key(["tensorboard"], "tensorboard, trackio, wandb, module:function; [] for none")
+
+    def check(self, where: str) -> None:
+        for name in self.to:
+            if is_plugin(name):
+                check_form(f"{where}.to", name)
+            elif name not in LOGGERS:
+                raise UserError(
+                    f"{where}.to: {name!r} is not one of {', '.join(LOGGERS)}, module:function"
+                )
+
+
 @dataclass(frozen=True)
 class Config:
     seed: int = key(0, "every random choice follows from it", low=0)
@@ -267,6 +286,7 @@ class Config:
     pairs: PairsConfig = field(default_factory=PairsConfig)
     stage: StagesConfig = field(default_factory=StagesConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def seed_for(self, *purpose: int | str) -> int:
         """An independent seed for one purpose, ("stage", 2, "act"): the same on every machine."""

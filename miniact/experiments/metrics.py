@@ -60,6 +60,15 @@ def figures(evaluation: dict[str, Any], where: str = "") -> Iterator[tuple[str, 
             yield where + name, inner
 
 
+def numbers(evaluation: dict[str, Any]) -> dict[str, float]:
+    """Every figure that was measured as one number, by its path: splits/id/success, …"""
+    plain = (
+        (path, figure["value"] if isinstance(figure, dict) else figure)
+        for path, figure in figures(evaluation)
+    )
+    return {path.replace(".", "/"): float(x) for path, x in plain if isinstance(x, (int, float))}
+
+
 def labelled(evaluation: dict[str, Any]) -> dict[str, tuple[Metric, dict[str, Any]]]:
     """Label of a table row → what it means and its rate, for whatever was measured."""
     return {

@@ -37,12 +37,14 @@ from miniact.experiments.data import (
     pairs,
     trajectories,
 )
+from miniact.experiments.metrics import numbers
 from miniact.experiments.results import print_report, write_report
 from miniact.method import run_of
 from miniact.method.stage import Stage, needs_of
 from miniact.runs.files import read_json, write_json, write_jsonl, write_text
 from miniact.runs.folder import RunFolder, explain_full_disk, versions
 from miniact.runs.log import StageLog
+from miniact.runs.loggers import check_loggers, logging
 from miniact.runs.progress import Bar
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "mlx", "mlx-lm", "numpy", "miniact")
@@ -87,17 +89,19 @@ def measure(work: Workshop, name: str, folder: Path, data: Data) -> dict[str, An
 
 def run_stages(work: Workshop) -> dict[str, Any]:
     """Run everything that is not done yet. Returns what results.json holds."""
-    data = make_data(work)
-    results = {"base": measure(work, "base", work.run.path / "stages" / "0-base", data)}
-    for number, name in enumerate(work.config.recipe, start=1):
+    data, results = make_data(work), {}
+    for number, name in enumerate(["base", *work.config.recipe]):
         folder = work.run.stage(number, short(name))
-        key = folder.name
+        key = folder.name if number else name
         if (folder / "adapter").is_dir():
             work.policy.load_adapter(folder / "adapter")
-        else:
+        elif number:
             with work.timed(key), Bar(work.console, key) as bar:
                 train(work, number, name, data, bar)
         results[key] = measure(work, key, folder, data)
+        # Logged also if it was read back: then another run of a comparison may have made it.
+        with logging(work.run.log_to, work.run.path, "evaluations", number) as log:
+            log(numbers(results[key]), number)
     return {"results": results, "seconds": {k: round(v, 1) for k, v in work.timings.items()}}
 
 
@@ -147,6 +151,7 @@ def check_code(config: Config) -> None:
     """Import what a config names, and nothing else; UserError for what cannot be used."""
     for where, name in named(config):
         resolve(where, name)
+    check_loggers(config.log.to)
     if config.env.name != "none":
         find_env(config.env.name)
 
@@ -163,7 +168,7 @@ def opened(config: Config, out: Path, console: Console) -> Iterator[Workshop]:
                 f"{out}: holds a run whose {changed[0]!r} differs; choose another --out, or go on "
                 f"with miniact run --resume {out}"
             )
-    with RunFolder(out) as run, Workshop(config, run, console) as work:
+    with RunFolder(out, config.log.to) as run, Workshop(config, run, console) as work:
         if not saved.is_file():
             write_config(config, out)
         yield work

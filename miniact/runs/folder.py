@@ -93,10 +93,13 @@ def locked(file: Path, busy: str) -> Iterator[None]:
 
 
 class RunFolder:
-    """One run's folder, locked against a second writer while it is open."""
+    """One run's folder, locked against a second writer while it is open.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    log_to: what its metrics also go to; see loggers.py.
+    """
+
+    def __init__(self, path: Path, log_to: Sequence[str] = ("tensorboard",)) -> None:
+        self.path, self.log_to = path, log_to
         path.mkdir(parents=True, exist_ok=True)
         self._lock = locked(
             path / ".lock",

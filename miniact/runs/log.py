@@ -14,6 +14,7 @@ from miniact.backends.protocol import Policy
 from miniact.config.sections import StageConfig
 from miniact.runs.files import append_jsonl, keep_rows, whole_folder
 from miniact.runs.folder import RunFolder, explain_full_disk
+from miniact.runs.loggers import logging
 from miniact.runs.progress import Bar
 from miniact.types import Rollout
 
@@ -36,16 +37,17 @@ class StageLog:
     def steps(self, policy: Policy, config: StageConfig) -> Iterator[int]:
         """Step numbers from the last checkpoint on; saves on the way, stops when asked to."""
         start = self._restore(policy)
-        self._open_writers(start)
+        keep_rows(self.metrics, lambda row: row["stage"] != self.key or row["step"] < start)
+        keep_rows(self.samples, lambda row: row["step"] < start)
         self.bar.start(config.steps, start)
-        for step in range(start, config.steps):
-            yield step
-            done = step + 1
-            due = done % config.checkpoint_every == 0 and done < config.steps
-            if due or self.run.stopper.asked:
-                self._checkpoint(policy, done)
-            self.run.stopper.check()
-        self._writer.close()
+        with logging(self.run.log_to, self.run.path, self.key, start) as self._log:
+            for step in range(start, config.steps):
+                yield step
+                done = step + 1
+                due = done % config.checkpoint_every == 0 and done < config.steps
+                if due or self.run.stopper.asked:
+                    self._checkpoint(policy, done)
+                self.run.stopper.check()
         with explain_full_disk(self.run.path), whole_folder(self.folder / "adapter") as part:
             policy.save_adapter(part)
         for old in self._checkpoints():
@@ -68,8 +70,7 @@ class StageLog:
         with explain_full_disk(self.run.path):
             row = {"stage": self.key, "step": step, **metrics, "time": round(time.time(), 3)}
             append_jsonl(self.metrics, [row])
-            for name, value in metrics.items():
-                self._writer.add_scalar(name, value, step)
+            self._log(metrics, step)
             if rollouts and step % SAMPLE_EVERY == 0:
                 shown = (self._sample_row(step, rollout) for rollout in rollouts[:SAMPLE_GROUPS])
                 append_jsonl(self.samples, shown)
@@ -118,11 +119,3 @@ class StageLog:
         policy.load_adapter(found[-1])
         policy.load_optimizer(found[-1] / "optimizer.safetensors")
         return int(found[-1].name.rpartition("-")[2])
-
-    def _open_writers(self, start: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        keep_rows(self.metrics, lambda row: row["stage"] != self.key or row["step"] < start)
-        keep_rows(self.samples, lambda row: row["step"] < start)
-        folder = self.run.path / "tensorboard" / self.key
-        self._writer = SummaryWriter(str(folder), purge_step=start, write_to_disk=True)

@@ -180,7 +180,11 @@ def test_only_the_common_part_is_taken(tmp_path):
     assert len(logged(ours)) == 4 + 2
     assert sorted(p.name for p in (ours / "stages").iterdir()) == ["0-base", "1-il", "2-rl"]
     assert [p.name for p in (ours / "samples").iterdir()] == ["2-rl.jsonl"]
-    assert sorted(p.name for p in (ours / "tensorboard").iterdir()) == ["1-il", "2-rl"]
+    assert sorted(p.name for p in (ours / "tensorboard").iterdir()) == [
+        "1-il",
+        "2-rl",
+        "evaluations",
+    ]
     # a stage that was trained and not evaluated is not taken
     shutil.copytree(ours, tmp_path / "half")
     assert done_stages(tmp_path / "half", config_of("recipe=il,rl")) == 2
