@@ -5,6 +5,7 @@ The page's commands run as they stand there, only smaller.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -97,6 +98,7 @@ def test_every_block_is_used():
     assert {kind for kind, _ in BLOCKS} == {"python", "diff", "bash"}
     found = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
     about = ("counting", "pytest tests/dev/test_reference.py", "miniact compare", "-k RFT")
+    about += ("table_log",)
     assert found == [line for one in about for line in commands(one)]
 
 
@@ -115,6 +117,7 @@ def test_the_copy_is_what_runs(project):
 
 def test_the_code_keeps_the_style_of_the_house(project):
     names = ["miniact", "tests/test_focal_loss.py", "tests/envs/test_env_contract.py"]
+    names += ["table_log.py"]
     for check in (["check"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *check, *names],
@@ -174,3 +177,19 @@ def test_a_row_is_compared(project):
     )
     environment = {**os.environ, "PYTHONPATH": str(project)}
     subprocess.run([sys.executable, "-c", code], cwd=project, env=environment, check=True)
+
+
+@pytest.mark.slow
+def test_the_logger_has_every_step_and_every_evaluation(project):
+    (line,) = commands("table_log")
+    run(project, line)
+    folder = project / "runs" / "logged"
+    steps = list(csv.DictReader((folder / "1-il.csv").open()))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [float(step["loss"]) for step in steps] == [row["loss"] for row in rows]
+    after = list(csv.DictReader((folder / "evaluations.csv").open()))
+    results = json.loads((folder / "results.json").read_text())["results"].values()
+    assert [float(x["splits/id/success"]) for x in after] == [
+        result["splits"]["id"]["success"]["value"] for result in results
+    ]
+    assert len(steps) == 4 and len(after) == 2
