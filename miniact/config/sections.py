@@ -64,6 +64,7 @@ class PromptConfig:
     )
     max_tokens: int = key(2048, "longest prompt, in tokens; older history is dropped first", low=16)
     history: int = key(50, "most recent (observation, action) turns shown", low=0)
+    wording: str = key("", "text file with the words of the prompts; empty: miniact's own")
     show_admissible: bool = key(True, "list the admissible actions in the prompt, where known")
 
 

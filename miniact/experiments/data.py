@@ -67,7 +67,10 @@ class Workshop:
 
     @functools.cached_property
     def prompter(self) -> Prompter:
-        return Prompter(self.policy.tokenizer, self.config.prompt)
+        config, kept = self.config.prompt, self.run.path / "wording.txt"
+        if config.wording and kept.is_file():
+            config = replace(config, wording=str(kept))
+        return Prompter(self.policy.tokenizer, config)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -41,6 +41,7 @@ from miniact.experiments.metrics import numbers
 from miniact.experiments.results import print_report, write_report
 from miniact.method import run_of
 from miniact.method.stage import Stage, needs_of
+from miniact.method.wording import Wording
 from miniact.runs.files import read_json, write_json, write_jsonl, write_text
 from miniact.runs.folder import RunFolder, explain_full_disk, versions
 from miniact.runs.log import StageLog
@@ -140,6 +141,8 @@ def environment(config: Config) -> dict[str, Any]:
 
 
 def write_config(config: Config, out: Path) -> None:
+    if config.prompt.wording:  # the run goes on with the words that it began with
+        write_text(out / "wording.txt", Wording(config.prompt).text)
     write_text(
         out / "config.yaml",
         yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True),
@@ -161,6 +164,8 @@ def opened(config: Config, out: Path, console: Console) -> Iterator[Workshop]:
     """The workshop of a new run folder, or of one that holds the same config."""
     check_code(config)
     saved = out / "config.yaml"
+    if not saved.is_file():
+        Wording(config.prompt)
     if saved.is_file():
         changed = changed_keys(saved, config)
         if changed:

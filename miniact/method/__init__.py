@@ -14,6 +14,7 @@ rl.py        RL on actions, the twin of act.py
 stage.py     what the three loops have in common: Stage, imitate, reinforce
 pairs.py     contrastive pairs: sample, filter, present in a drawn order
 prompts.py   states and actions → prompts; replies → actions and choices
+wording.py   the words of the prompts: a text file, miniact's or the user's
 rewards.py   when two actions are the same; the two rewards
 grpo.py      advantages, normalisers, one GRPO step
 losses.py    cross-entropy, the GRPO loss and DPO, once for numpy, PyTorch and MLX

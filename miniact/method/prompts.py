@@ -23,6 +23,7 @@ from typing import Any
 from miniact import UserError
 from miniact.config.sections import PromptConfig
 from miniact.method.rewards import canonical
+from miniact.method.wording import Wording
 from miniact.types import State
 
 _NAMES = "action|choice|think"
@@ -66,11 +67,12 @@ class Prompt:
 class Prompter:
     """Writes prompts for one tokenizer and reads the replies.
 
-    Raises UserError when task and current observation alone exceed the limit.
+    Raises UserError when task and current observation alone exceed the limit, and for a wording
+    that cannot be used.
     """
 
     def __init__(self, tokenizer: Any, config: PromptConfig) -> None:
-        self.tokenizer, self.config = tokenizer, config
+        self.tokenizer, self.config, self.wording = tokenizer, config, Wording(config)
         template = getattr(tokenizer, "chat_template", None) or ""
         self._has_template = bool(template)
         self._switches_thinking = "enable_thinking" in template
@@ -175,65 +177,36 @@ class Prompter:
         return text
 
     def _ask_action(self, thinking: bool) -> str:
-        if self.config.form == "plain":
-            return ""
-        if thinking:
-            return (
-                "What is the best next action? Think first: what is the goal, what do you know, "
-                "what would each action lead to? Then answer with <action>the action</action>."
-            )
-        return "What is the best next action? Answer only with <action>the action</action>."
+        return self.wording.fill("action, thinking" if thinking else "action")
 
     def _ask_choice(self, actions: Sequence[str], thinking: bool) -> str:
-        numbered = [f"{i}: {self.quote(a)}" for i, a in enumerate(actions, start=1)]
-        if self.config.form == "plain":
-            return "\n".join([*numbered, "which ?"])
-        listed = "\n".join(f"Action {line}" for line in numbered)
-        better = "better" if len(actions) == 2 else "best"
-        example = _tagged("choice", "1")
-        if thinking:
-            how = (
-                "Think first: what is the goal, what do you know, what would each action lead to? "
-                f"Then answer with the number of the {better} one, for example {example}."
-            )
-        else:
-            how = f"Answer only with the number of the {better} one, for example {example}."
-        return f"Candidate actions:\n{listed}\n\nWhich action is {better} for the task? {how}"
+        lines = [
+            self.wording.fill("candidate", number=i, action=self.quote(action))
+            for i, action in enumerate(actions, start=1)
+        ]
+        section = "choice of two" if len(actions) == 2 else "choice of more"
+        section += ", thinking" if thinking else ""
+        return self.wording.fill(section, candidates="\n".join(lines))
 
     def _ask_reflection(self, taken: tuple[str, str], others: Sequence[tuple[str, str]]) -> str:
-        def line(action: str, outcome: str) -> str:
-            return f'- "{self.quote(action)}" leads to: {self.quote(outcome)}'
-
-        action, outcome = taken
-        return (
-            f"You decide on this action, which proves right:\n{line(action, outcome)}\n"
-            "You could have done this instead:\n"
-            + "\n".join(line(*other) for other in others)
-            + "\n\nWrite down what you think just before you decide, in a few sentences: what is "
-            "the goal, what do you know, what would each action lead to, and why is "
-            f'"{self.quote(action)}" better for the task than the rest? Speak as "I", as if '
-            "nothing had been done yet, and name actions by their own words only. "
-            "End with what you do, as <action>the action</action>."
+        first, *rest = (
+            self.wording.fill("outcome", action=self.quote(action), outcome=self.quote(outcome))
+            for action, outcome in (taken, *others)
         )
+        action = self.quote(taken[0])
+        return self.wording.fill("reflection", taken=first, others="\n".join(rest), action=action)
 
     def _body(self, state: State, turns: int, question: str) -> str:
         """Task, the last `turns` turns of history, observation, admissible actions, question."""
+        fill, quote = self.wording.fill, self.quote
         past = state.history[len(state.history) - turns :]
         missing = len(state.history) - turns + state.earlier
-        plain = self.config.form == "plain"
-        lines = [self.quote(state.task) if plain else f"Task: {self.quote(state.task)}"]
-        if missing:
-            lines.append("…" if plain else f"[{missing} earlier steps are left out here]")
-        for observation, action in past:
-            if plain:
-                lines += [self.quote(observation), f"> {self.quote(action)}"]
-            else:
-                lines.append(f"Observation: {self.quote(observation)}")
-                lines.append(f"Action: {self.quote(action)}")
-        lines.append(("" if plain else "Current observation: ") + self.quote(state.observation))
+        lines = [fill("task", task=quote(state.task))]
+        lines += [fill("left out", count=missing)] if missing else []
+        lines += [fill("turn", observation=quote(o), action=quote(a)) for o, a in past]
+        lines.append(fill("now", observation=quote(state.observation)))
         if self.config.show_admissible and state.admissible:
-            listed = ", ".join(self.quote(a) for a in state.admissible)
-            lines.append(listed if plain else f"Admissible actions: {listed}")
+            lines.append(fill("admissible", actions=", ".join(map(quote, state.admissible))))
         return "\n".join([*lines, question] if question else lines)
 
     def _chat(self, body: str, thinking: bool) -> str:

@@ -1,6 +1,7 @@
 """Run folders: what a run leaves on disk, and how it goes on after a kill.
 
     config.yaml           the resolved configuration     environment.json   versions, command
+    wording.txt           the words of its prompts, if they are not miniact's
     trajectories.jsonl    expert trajectories            pairs.jsonl        contrastive pairs
     metrics.jsonl         one line per training step     tensorboard/       the same, as events
     stages/<k>-<name>/    adapter/ when done, checkpoint-<step>/ before; eval.json, episodes.jsonl
