@@ -1,7 +1,7 @@
 """docs/reference.md: every config key and every logged metric. python dev/make_reference.py
 
-Nothing is written twice: keys come from the dataclasses of config.py, metrics from metrics.txt.
-A test keeps the page up to date.
+Nothing is written twice: keys come from the dataclasses of config/sections.py, metrics from
+metrics.txt. A test keeps the page up to date.
 """
 
 from __future__ import annotations

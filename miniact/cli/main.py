@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from miniact import __version__
 from miniact.cli import tools as cli_tools
 from miniact.cli.common import COMMON, fresh_folder, friendly, takes_config
+
+if TYPE_CHECKING:
+    from miniact.config import Config
 
 GONE = {  # commands of before, and what does their work
     "bench": "use python dev/bench/bench.py",
@@ -21,7 +25,7 @@ GONE = {  # commands of before, and what does their work
 
 
 class Commands(click.Group):
-    def resolve_command(self, ctx: click.Context, args: list[str]):  # type: ignore[no-untyped-def]
+    def resolve_command(self, ctx: click.Context, args: list[str]):
         if args and args[0] in GONE:
             click.echo(f"miniact: {args[0]} is no command any more; {GONE[args[0]]}", err=True)
             ctx.exit(2)
@@ -43,7 +47,7 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: under runs/).")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
 @click.option("--force", is_flag=True, help="Run even if the plan says that it cannot fit.")
-def run(config, out, resume, force):  # type: ignore[no-untyped-def]
+def run(config: Config, out: Path | None, resume: Path | None, force: bool) -> None:
     """Train and evaluate a whole recipe (default: il,act,rl), after a plan of what it takes."""
     from rich.console import Console
 
@@ -63,7 +67,7 @@ def _stage_command(name: str, doc: str) -> None:
     @main.command(name, help=doc)
     @takes_config(*COMMON, "--adapter", "--trajectories", "--pairs")
     @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
-    def command(config, out):  # type: ignore[no-untyped-def]
+    def command(config: Config, out: Path) -> None:
         from rich.console import Console
 
         from miniact.config.load import with_overrides
@@ -80,7 +84,7 @@ _stage_command("rl", "RL on actions alone: GRPO on the expert's states.")
 @main.command()
 @takes_config(*COMMON)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
-def collect(config, out):  # type: ignore[no-untyped-def]
+def collect(config: Config, out: Path) -> None:
     """Write expert trajectories: played by the environment's expert, or imported."""
     from rich.console import Console
 
@@ -92,7 +96,7 @@ def collect(config, out):  # type: ignore[no-untyped-def]
 @main.command()
 @takes_config(*COMMON, "--adapter", "--trajectories")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
-def pairs(config, out):  # type: ignore[no-untyped-def]
+def pairs(config: Config, out: Path) -> None:
     """Make contrastive pairs: sample what the model would have done instead of the expert."""
     from rich.console import Console
 
@@ -117,7 +121,14 @@ def pairs(config, out):  # type: ignore[no-untyped-def]
 @click.option("--suite", help="General reasoning instead: math500,gpqa_diamond or a task's YAML.")
 @click.option("--limit", type=int, help="Questions per --suite task, to try it out.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
-def evaluate(config, policy, intervene, suite, limit, out):  # type: ignore[no-untyped-def]
+def evaluate(
+    config: Config,
+    policy: str,
+    intervene: str | None,
+    suite: str | None,
+    limit: int | None,
+    out: Path,
+) -> None:
     """Measure a model or an adapter on held-out tasks, states and pairs."""
     from rich.console import Console
 
@@ -147,7 +158,7 @@ def evaluate(config, policy, intervene, suite, limit, out):  # type: ignore[no-u
 @click.option("--stage", help="Which stage, for example 2-act (default: the last one).")
 @click.option("--number", "-n", default=0, show_default=True, help="Which one, counted from 0.")
 @friendly
-def show(folder, what, stage, number):  # type: ignore[no-untyped-def]
+def show(folder: Path, what: str, stage: str | None, number: int) -> None:
     """Print a pair, a rollout group, an episode or the results of run FOLDER."""
     from rich.console import Console
 
@@ -161,7 +172,7 @@ def show(folder, what, stage, number):  # type: ignore[no-untyped-def]
 @click.option("--watch", is_flag=True, help="Watch the config's model act; with --adapter, that.")
 @click.option("--split", default="train", show_default=True)
 @click.option("--task", type=int, default=0, show_default=True, help="Which task of the split.")
-def play(config, watch, split, task):  # type: ignore[no-untyped-def]
+def play(config: Config, watch: bool, split: str, task: int) -> None:
     """Act in a world yourself, or watch a policy act."""
     from rich.console import Console
 
@@ -176,7 +187,7 @@ def play(config, watch, split, task):  # type: ignore[no-untyped-def]
 @click.option("--model", default="", help="The base model, if not the one the adapter names.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder to write.")
 @friendly
-def export_adapter(adapter, to, model, out):  # type: ignore[no-untyped-def]
+def export_adapter(adapter: Path, to: str, model: str, out: Path) -> None:
     """Write an adapter in mlx-lm's format, or merged into a model of its own."""
     from miniact.tools.export import export
 
@@ -186,7 +197,7 @@ def export_adapter(adapter, to, model, out):  # type: ignore[no-untyped-def]
 
 @main.command("config")
 @takes_config(*COMMON)
-def show_config(config):  # type: ignore[no-untyped-def]
+def show_config(config: Config) -> None:
     """Print the resolved configuration, checked."""
     import yaml
 

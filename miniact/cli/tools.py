@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from miniact.cli.common import COMMON, friendly, takes_config
 
+if TYPE_CHECKING:
+    from miniact.config import Config
+
 
 @click.command()
 @takes_config(*COMMON)
-def plan(config):  # type: ignore[no-untyped-def]
+def plan(config: Config) -> None:
     """Estimate memory and time of a config before anything is loaded."""
     from rich.console import Console
 
@@ -61,7 +65,7 @@ def import_command(file, form, out, heldout_share, system_prompt, skip_bad_rows)
 @click.option("--unseen", default=40, show_default=True, help="Games of split valid_unseen.")
 @click.option("--seed", default=0, show_default=True)
 @friendly
-def alfworld_games(out, train, seen, unseen, seed):  # type: ignore[no-untyped-def]
+def alfworld_games(out: Path, train: int, seen: int, unseen: int, seed: int) -> None:
     """Generate solvable ALFWorld games, in the package's own tree."""
     from miniact.envs.alfworld.games import generate
 
@@ -87,7 +91,15 @@ def alfworld_games(out, train, seen, unseen, seed):  # type: ignore[no-untyped-d
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Comparison folder.")
 @click.option("--force", is_flag=True, help="Run even if the plan says that it cannot fit.")
-def compare(config, recipes, seeds, baseline, budget, out, force):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def compare(
+    config: Config,
+    recipes: str,
+    seeds: str,
+    baseline: str | None,
+    budget: str | None,
+    out: Path,
+    force: bool,
+) -> None:  # noqa: PLR0913
     """Compare recipes over seeds: common parts are run once, the same command goes on after a kill.
 
     Ends with one table: mean ± std over seeds, 95 % intervals, differences to the baseline.
@@ -110,7 +122,7 @@ def compare(config, recipes, seeds, baseline, budget, out, force):  # type: igno
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="File (default: FOLDER/report.html).")
 @friendly
-def report(folder, out):  # type: ignore[no-untyped-def]
+def report(folder: Path, out: Path | None) -> None:
     """Write one HTML page of a run or of a comparison: results, curves, samples, episodes."""
     from miniact.tools.report.page import write_html
 
