@@ -91,7 +91,7 @@ def alfworld_games(out: Path, train: int, seen: int, unseen: int, seed: int) -> 
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Comparison folder.")
 @click.option("--force", is_flag=True, help="Run even if the plan says that it cannot fit.")
-def compare(
+def compare(  # noqa: PLR0913
     config: Config,
     recipes: str,
     seeds: str,
@@ -99,7 +99,7 @@ def compare(
     budget: str | None,
     out: Path,
     force: bool,
-) -> None:  # noqa: PLR0913
+) -> None:
     """Compare recipes over seeds: common parts are run once, the same command goes on after a kill.
 
     Ends with one table: mean ± std over seeds, 95 % intervals, differences to the baseline.

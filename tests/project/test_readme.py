@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import pkgutil
 import re
 import shlex
@@ -79,7 +80,9 @@ def test_files_that_it_names_exist(page):
     roots = (ROOT, ROOT / "miniact", ROOT / "miniact" / "method", page.parent)
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"(?<![\w./-])(\w[\w.-]*(?:/[\w.-]+)*(?:\.py|/))(?=[`,;:\s)])", text):
-        known = name in ADDED or any((root / name).exists() for root in roots)
+        known = name in {*ADDED, *map(os.path.basename, ADDED)} or any(
+            (root / name).exists() for root in roots
+        )
         assert known or name.startswith(OUTSIDE), name
 
 
