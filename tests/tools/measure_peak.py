@@ -1,15 +1,18 @@
 """Run as a process of its own: what does one GRPO step (or IL step) of a config really take?
 
-Prints bytes above the weights: {"training": …, "sampling": …}.
+Takes {case: [model, batch, P, G, C]}; each is measured in a fork, so that PyTorch is imported once.
+Prints [case, bytes above the weights: {"training": …, "sampling": …}], a line each.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import numpy as np
 
+import miniact.backends.torch.policy  # noqa: F401  (before the forks)
 from miniact.backends.protocol import load_policy
 from miniact.backends.torch.probe import Probe
 from miniact.config.sections import ModelConfig
@@ -18,8 +21,7 @@ from miniact.method.losses import GRPOLoss, cross_entropy
 from miniact.types import Completion, Group
 
 
-def main() -> None:
-    model, batch, P, G, C = json.loads(sys.argv[1])
+def measure(model: dict, batch: int, P: int, G: int, C: int) -> dict[str, float]:
     policy = load_policy(ModelConfig(**model), 0)
     policy.ends = ()
     probe = Probe("cpu", "float32")
@@ -47,7 +49,16 @@ def main() -> None:
         policy.forward_backward(groups, loss)
         policy.optim_step(1e-5, 1.0)
         found["training"] = probe.peak() - base
-    print(json.dumps(found))
+    return found
+
+
+def main() -> None:
+    for case, arguments in json.loads(sys.argv[1]).items():
+        if (pid := os.fork()) == 0:
+            print(json.dumps([case, measure(*arguments)]), flush=True)
+            os._exit(0)
+        if os.waitpid(pid, 0)[1]:
+            sys.exit(f"{case} failed")
 
 
 if __name__ == "__main__":

@@ -44,19 +44,6 @@ def qwen(tmp_path_factory, tokenizer):
     return write_model(tmp_path_factory.mktemp("qwen"), "qwen3-untied", tokenizer, **options)
 
 
-def measured(model: ModelConfig, work: Work) -> dict[str, float]:
-    """Peaks of a real step, in a fresh process whose freed memory goes back at once."""
-    arguments = [asdict(model), work.batch, work.prompt, work.group, work.completion]
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("measure_peak.py")), json.dumps(arguments)],
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 CASES = [
     pytest.param("folder", {}, Work("act", 1, 1, 1024, 8, 64, True), id="long prompt"),
     pytest.param("folder", {}, Work("act", 1, 6, 128, 8, 64, True), id="six groups"),
@@ -77,13 +64,38 @@ CASES = [
 ]
 
 
+def case_config(path: Path, options: dict) -> ModelConfig:
+    return ModelConfig(path=str(path), backend="torch", device="cpu", dtype="float32", **options)
+
+
+@pytest.fixture(scope="module")
+def peaks(request) -> dict[str, dict[str, float]]:
+    """Peaks of a real step for every case; memory that is freed goes back at once."""
+    cases = {}
+    for case in CASES:
+        model, options, work = case.values
+        config = case_config(request.getfixturevalue(model), options)
+        sizes = [work.batch, work.prompt, work.group, work.completion]
+        cases[case.id] = [asdict(config), *sizes]
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("measure_peak.py")), json.dumps(cases)],
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(map(json.loads, done.stdout.splitlines()))
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read on Linux")
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "options", "work"), CASES)
-def test_the_estimate_is_within_20_percent_of_the_measured_peak(request, model, options, work):
+def test_the_estimate_is_within_20_percent_of_the_measured_peak(
+    request, peaks, model, options, work
+):
     path = request.getfixturevalue(model)
-    config = ModelConfig(path=str(path), backend="torch", device="cpu", dtype="float32", **options)
-    planned = memory(shape_of_folder(path), config, work, CPU)
-    found = measured(config, work)
+    planned = memory(shape_of_folder(path), case_config(path, options), work, CPU)
+    found = peaks[request.node.callspec.id]
     expected = planned.adapter + planned.optimizer + planned.training
     assert found["training"] == pytest.approx(expected, rel=0.2)
     if work.samples:
