@@ -73,3 +73,11 @@ def tokenizer() -> Any:
 def switch_tokenizer() -> Any:
     """The same, but its chat template takes `enable_thinking`."""
     return build_tokenizer(CHAT_WITH_SWITCH)
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Any:
+    """Tiny policies of both backends: zoo.policy("torch")."""
+    from zoo import Zoo
+
+    return Zoo(tmp_path_factory.mktemp("zoo"), tokenizer)

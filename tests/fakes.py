@@ -1,18 +1,31 @@
-"""A scripted policy and a two-room world: stages, rollouts and runs are tested without a model."""
+"""A scripted policy, a two-room world and small runs: tested without a model."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from rich.console import Console
 
+from miniact.config.sections import STAGES
 from miniact.envs import Turn
+from miniact.runs.log import StageLog
+from miniact.runs.progress import Bar
 from miniact.types import Group, Sample, Tokens
+
+SMALL = [  # a run of seconds, whatever its recipe
+    *(f"stage.{name}.{size}" for name in STAGES for size in ("steps=3", "batch=4")),
+    *("stage.act.group_size=2", "stage.rl.group_size=2", "pairs.k=2", "env.parallel=2"),
+    *("env.train_tasks=4", "env.heldout_tasks=1", "env.options={max_steps: 18}"),
+    *("eval.episodes=1", "eval.states=4", "eval.pairs=4", "eval.splits=id"),
+]
+TAGS = ["prompt.form=tags", "prompt.max_tokens=6000", "model.max_tokens_per_batch=7000"]
 
 
 class FakePolicy:
@@ -155,3 +168,19 @@ def mutated(draw: st.DrawFn, row: dict) -> dict:
     else:
         node[key] = draw(JSON)
     return row
+
+
+def quiet_bar() -> Bar:
+    return Bar(Console(file=StringIO()), "test")
+
+
+def learn(run, policy, config, stop_at=None, seen=None):
+    """A stage that only counts; `stop_at` raises in the middle of that step, like a kill."""
+    log = StageLog(run, 1, "il", quiet_bar())
+    for step in log.steps(policy, config):
+        if step == stop_at:
+            raise RuntimeError("killed")
+        policy.optim_step(0.1, 1.0)
+        if seen is not None:
+            seen.append(step)
+        log.write(step, {"loss": float(step)})

@@ -11,11 +11,10 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from fakes import FakePolicy
+from fakes import SMALL, TAGS, FakePolicy, scripted
 from make_reference import config_keys, page
 from markdown_it import MarkdownIt
 from rich.console import Console
-from test_recipes import SMALL, TAGS, scripted
 
 from miniact.config import Config, load_config
 from miniact.config.load import to_dict

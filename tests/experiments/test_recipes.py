@@ -12,13 +12,12 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from fakes import FakePolicy, scripted
+from fakes import SMALL, TAGS, FakePolicy, scripted
 from rich.console import Console
 from tiny_models import write_model
 
 from miniact import UserError
 from miniact.config import load_config
-from miniact.config.sections import STAGES
 from miniact.experiments.data import Workshop, make_data
 from miniact.experiments.pipeline import resume_run, start_run
 from miniact.method.controls.reflections import read_reflections
@@ -44,13 +43,6 @@ ROWS = {  # row of the paper's tables → what to set
     "DPO → IL → RL": ["recipe=dpo,il,rl"],
     "ACT, no reasoning → IL → RL": ["recipe=act,il,rl", "stage.act.thinking=false"],
 }
-SMALL = [
-    *(f"stage.{name}.{size}" for name in STAGES for size in ("steps=3", "batch=4")),
-    *("stage.act.group_size=2", "stage.rl.group_size=2", "pairs.k=2", "env.parallel=2"),
-    *("env.train_tasks=4", "env.heldout_tasks=1", "env.options={max_steps: 18}"),
-    *("eval.episodes=1", "eval.states=4", "eval.pairs=4", "eval.splits=id"),
-]
-TAGS = ["prompt.form=tags", "prompt.max_tokens=6000", "model.max_tokens_per_batch=7000"]
 
 
 def config_of(*options: str):  # type: ignore[no-untyped-def]

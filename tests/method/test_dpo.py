@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_contract import BACKENDS, NO_MLX, Zoo, distance, gradients, train, zoo
 from tiny_models import random_batch
+from zoo import BACKENDS, NO_MLX, Zoo, distance, gradients, train
 
 from miniact.backends.protocol import Policy
 from miniact.method.controls.dpo import weigh_preferences
 from miniact.method.losses import cross_entropy, dpo
 
-__all__ = ["zoo"]  # the fixture
 BETA = 0.3
 PAIRS = random_batch([5, 9, 3, 1], [[3, 4], [6, 2], [5, 1], [1, 2]], seed=2)
 

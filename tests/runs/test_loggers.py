@@ -12,11 +12,9 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from fakes import FakePolicy, scripted
+from fakes import SMALL, TAGS, FakePolicy, learn, scripted
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from test_recipes import SMALL, TAGS
-from test_runs import learn
 
 from miniact import UserError
 from miniact.config import load_config

@@ -9,7 +9,7 @@ import signal
 from io import StringIO
 
 import pytest
-from fakes import FakePolicy
+from fakes import FakePolicy, learn, quiet_bar
 from rich.console import Console
 
 from miniact import Interrupted, UserError
@@ -18,22 +18,6 @@ from miniact.runs.files import whole_folder, write_text
 from miniact.runs.folder import RunFolder, explain_full_disk
 from miniact.runs.log import StageLog
 from miniact.runs.progress import Bar
-
-
-def quiet_bar() -> Bar:
-    return Bar(Console(file=StringIO()), "test")
-
-
-def learn(run, policy, config, stop_at=None, seen=None):
-    """A stage that only counts; `stop_at` raises in the middle of that step, like a kill."""
-    log = StageLog(run, 1, "il", quiet_bar())
-    for step in log.steps(policy, config):
-        if step == stop_at:
-            raise RuntimeError("killed")
-        policy.optim_step(0.1, 1.0)
-        if seen is not None:
-            seen.append(step)
-        log.write(step, {"loss": float(step)})
 
 
 def test_a_file_is_whole_or_absent(tmp_path):
