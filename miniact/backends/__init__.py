@@ -1,4 +1,14 @@
-"""One file per array library. Nothing outside this folder imports torch or mlx."""
+"""What a model must do, once for each array library: nothing else imports torch or mlx.
+
+protocol.py   the policy: all that miniact asks of a model, and the only door to a backend
+models.py     where a model comes from: a folder, a GGUF file, a package, the hub, built in
+layout.py     groups → rows of tokens; the only place where targets are shifted
+sampling.py   what is sampled together, the random numbers, the one decode loop
+memory.py     this process's memory, and what to do where memory runs out
+common.py     checks of what is to be loaded, alike for both
+torch/        PyTorch
+mlx/          MLX, the same on a Mac
+"""
 
 import logging
 import warnings

@@ -33,7 +33,7 @@ COMMANDS = re.findall(
 )
 
 ROOMS = sorted(init.parent for init in (ROOT / "miniact").glob("*/**/__init__.py"))
-ROOMS = [r for r in ROOMS if not {"backends", "data"} & set(r.parts)]
+ROOMS = [r for r in ROOMS if "data" not in r.parts]
 OUTSIDE = ("runs/", "stages/", "tensorboard/")  # what a run leaves behind
 
 
@@ -72,6 +72,7 @@ def test_every_room_says_what_its_files_are(room):
 
 
 ADDED = {name for page in PAGES for name in re.findall(r"^# (\S+\.py)$", page.read_text(), re.M)}
+ADDED |= {os.path.basename(name) for name in ADDED}  # what extending.md makes
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())

@@ -1,4 +1,4 @@
-"""From hidden states to log-probabilities on MLX: the twin of torch_head.py, with its equations.
+"""From hidden states to log-probabilities on MLX: the twin of torch/head.py, with its equations.
 
 Only the output layer is taken from the model. What the architecture does to the logits (a scale, a
 cap) is repeated here, and compared with the model's own forward pass once, when it is loaded.

@@ -1,1 +1,11 @@
-"""The PyTorch backend: the only place where torch appears."""
+"""The PyTorch backend: the only place where torch appears.
+
+policy.py      sampling, log-probabilities, gradients, steps
+load.py        a Hugging Face model with QLoRA, LoRA or all weights to train
+sample.py      one prefill per prompt, then all answers a token at a time
+attention.py   tokens that share a prompt, without a mask over everything
+head.py        from hidden states to log-probabilities, in pieces
+fast.py        LoRA and the gated MLP in fewer passes over memory
+memory.py      the memory of the device
+probe.py       how fast this machine is, and how much memory is free
+"""

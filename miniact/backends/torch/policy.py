@@ -1,4 +1,4 @@
-"""The policy on PyTorch: sampling, log-probabilities, gradients. (The loading is in torch_load.py.)
+"""The policy on PyTorch: sampling, log-probabilities, gradients. (The loading is in load.py.)
 
 Two ideas make it fit one consumer GPU. A prompt is computed once for all its answers, when sampling
 (one prefill, then the cache is widened) and when training (`layout.py` lays a group in one row).
