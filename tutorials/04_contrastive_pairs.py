@@ -42,11 +42,11 @@ from miniact.method.pairs import (
     filter_alternatives,
     gather,
     make_pairs,
+    pair_row,
     positions,
     questions,
     read_pairs,
 )
-from miniact.method.pairs import to_row as pair_row
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical, choice_reward
 from miniact.runs.files import write_jsonl

@@ -181,8 +181,9 @@ def fit(whole: Comparison, seconds: float, console: Console) -> Comparison:
             raise UserError(
                 f"{whole.folder}: was sized for another {changed[0]!r}; choose another --out"
             )
-        given = known["given"]
-        size, shown = Size(tuple(given["rows"]), tuple(given["seeds"]), given["share"]), "as before"
+        chosen = known["given"]
+        size = Size(tuple(chosen["rows"]), tuple(chosen["seeds"]), chosen["share"])
+        shown = "as before"
     else:
         if (whole.folder / "compare.yaml").is_file():
             raise UserError(

@@ -131,8 +131,8 @@ def _share_stages(config: Config, source: Path, n: int, target: Path) -> None:
 
 def siblings(folder: Path, seed: int) -> list[Path]:
     """All runs of a seed in a comparison's folder, those that measured its speed included."""
-    found = (path for part in ("runs", "budget") for path in folder.glob(f"{part}/*/seed{seed}"))
-    return sorted(path for path in found if (path / "config.yaml").is_file())
+    runs = (path for part in ("runs", "budget") for path in folder.glob(f"{part}/*/seed{seed}"))
+    return sorted(path for path in runs if (path / "config.yaml").is_file())
 
 
 @dataclass(frozen=True)
@@ -152,14 +152,14 @@ class Comparison:
 
     def configs(self, seed: int) -> dict[str, Config]:
         """Recipe name → the config of its run."""
-        found = {}
+        configs = {}
         for recipe in self.recipes:
             try:
                 settings = [*recipe.settings, f"seed={seed}"]
-                found[recipe.name] = with_overrides(self.config, settings)
+                configs[recipe.name] = with_overrides(self.config, settings)
             except UserError as error:
                 raise UserError(f"--recipes: {recipe.name}: {error}") from None
-        return found
+        return configs
 
     def check_rows(self) -> None:
         """UserError for a row that is no recipe, and for a folder that is no comparison's."""

@@ -23,10 +23,13 @@ from miniact.data.trajectories import TrajectoryFile, collect, hold_out, import_
 from miniact.envs import Env, make_env
 from miniact.envs.workers import WorkerEnv
 from miniact.method import run_of
-from miniact.method.controls.reflections import experiences, make_reflections, read_reflections
-from miniact.method.controls.reflections import to_row as reflection_row
-from miniact.method.pairs import make_pairs, questions, read_pairs
-from miniact.method.pairs import to_row as pair_row
+from miniact.method.controls.reflections import (
+    experiences,
+    make_reflections,
+    read_reflections,
+    reflection_row,
+)
+from miniact.method.pairs import make_pairs, pair_row, questions, read_pairs
 from miniact.method.prompts import Prompter
 from miniact.method.stage import needs_of
 from miniact.runs.files import jsonl_writer, write_json, write_jsonl
@@ -178,8 +181,8 @@ def pairs(work: Workshop, file: TrajectoryFile) -> list[Question]:
     if not path.is_file():
         with work.making(path, "pairs") as write:
             if config.file:
-                copied = read_pairs(Path(config.file), work.config.env.skip_bad_rows)
-                write(pair_row(pair, len(pair.state.history)) for pair in copied)
+                theirs = Path(config.file)
+                write(map(pair_row, read_pairs(theirs, work.config.env.skip_bad_rows)))
             else:
                 counts = {
                     split: _pairs_of_split(work, file, split, write)

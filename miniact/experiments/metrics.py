@@ -26,12 +26,12 @@ class Metric:
 
     def row(self, path: str) -> str | None:
         """The label of the row that shows the figure at `path`; indented: part of the one above."""
-        found = re.fullmatch(re.sub("[A-Z]{2,}", "(.+)", re.escape(self.name)), path)
-        if not (found and self.label):
+        match = re.fullmatch(re.sub("[A-Z]{2,}", "(.+)", re.escape(self.name)), path)
+        if not (match and self.label):
             return None
         indent = "" if path.endswith((".success", ".accuracy")) else "  "
-        filled = re.sub("[A-Z]{2,}", lambda _: found[1], self.label)
-        of_split = f", {found[1]}" if found.groups() and filled == self.label else ""
+        filled = re.sub("[A-Z]{2,}", lambda _: match[1], self.label)
+        of_split = f", {match[1]}" if match.groups() and filled == self.label else ""
         return indent + filled + of_split
 
 

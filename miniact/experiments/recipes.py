@@ -73,19 +73,19 @@ def parse_recipe(text: str) -> Recipe:
 
 def parse_recipes(text: str, config: Config) -> list[Recipe]:
     """All recipes of a comparison; the word `default` stands for `default_recipes`."""
-    found: list[Recipe] = []
+    recipes: list[Recipe] = []
     for part in text.split(";"):
         if part.strip() == "default":
-            found += default_recipes(config)
+            recipes += default_recipes(config)
         elif part.strip():
-            found.append(parse_recipe(part))
-    names = [recipe.name.lower() for recipe in found]  # some disks know no capitals
+            recipes.append(parse_recipe(part))
+    names = [recipe.name.lower() for recipe in recipes]  # some disks know no capitals
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise UserError(f"--recipes: {twice!r} stands there twice; give one of them another name")
-    if not found:
+    if not recipes:
         raise UserError('--recipes: none given; expected for example "il; act,il,rl"')
-    return found
+    return recipes
 
 
 def default_recipes(config: Config) -> list[Recipe]:
@@ -116,11 +116,11 @@ def parse_seeds(text: str) -> list[int]:
     >>> parse_seeds("0-2,7")
     [0, 1, 2, 7]
     """
-    found: list[int] = []
+    seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first or last - first >= 1000:
             raise UserError(f"--seeds: {text!r}; expected numbers and ranges, as in 0-4 or 0,2,7")
-        found += [n for n in range(first, last + 1) if n not in found]
-    return found
+        seeds += [n for n in range(first, last + 1) if n not in seeds]
+    return seeds

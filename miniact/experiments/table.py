@@ -31,8 +31,8 @@ NO_BREAK = "\u00a0"  # a space at which no line ends
 def summary(values: Sequence[float]) -> dict[str, Any]:
     """Mean, standard deviation (n − 1) and 95 % t interval; None where one value says nothing.
 
-    >>> found = summary([0.1, 0.2, 0.3])
-    >>> [round(found[k], 3) for k in ("mean", "std", "low", "high")]
+    >>> spread = summary([0.1, 0.2, 0.3])
+    >>> [round(spread[k], 3) for k in ("mean", "std", "low", "high")]
     [0.2, 0.1, -0.048, 0.448]
     """
     n, mean = len(values), statistics.fmean(values)
@@ -45,11 +45,11 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "std": std, "low": mean - half, "high": mean + half, "n": n}
 
 
-def within(found: dict[str, Any]) -> dict[str, Any]:
+def within(spread: dict[str, Any]) -> dict[str, Any]:
     """The summary of a share: no interval reaches under 0 or over 1."""
-    if found["low"] is None:
-        return found
-    return {**found, "low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
+    if spread["low"] is None:
+        return spread
+    return {**spread, "low": max(0.0, spread["low"]), "high": min(1.0, spread["high"])}
 
 
 def measured(run: Run) -> dict[str, float]:
@@ -101,11 +101,11 @@ def build(
 
 def drop_plain_scores(values: dict[str, list[dict[str, float]]]) -> None:
     """Leave out mean scores where reward is all or nothing: they are the success rates again."""
-    found = [run for group in values.values() for run in group]
-    for score in {label for run in found for label in run if label.startswith("mean score")}:
+    runs = [run for group in values.values() for run in group]
+    for score in {label for run in runs for label in run if label.startswith("mean score")}:
         success = score.replace("mean score", "success")
-        if all(run.get(score) == run.get(success) for run in found):
-            for run in found:
+        if all(run.get(score) == run.get(success) for run in runs):
+            for run in runs:
                 run.pop(score, None)
 
 
@@ -116,21 +116,21 @@ def columns(comparison: dict[str, Any]) -> list[str]:
     return [x for x in labels if not x.startswith("  ") or x.startswith(more)]
 
 
-def _interval(found: dict[str, Any], sign: bool = False) -> str:
-    if found["low"] is None:
+def _interval(spread: dict[str, Any], sign: bool = False) -> str:
+    if spread["low"] is None:
         return ""
-    low, high = (percent(found[end], sign) for end in ("low", "high"))
+    low, high = (percent(spread[end], sign) for end in ("low", "high"))
     return f"[{low}, {high}]"
 
 
 def cell(row: dict[str, Any], label: str) -> list[str]:
     """`mean ± std`, `[interval]` and `Δ difference [interval]`, in percent and points."""
-    found, change = row["metrics"].get(label), row["difference"].get(label)
-    if found is None:
+    spread, change = row["metrics"].get(label), row["difference"].get(label)
+    if spread is None:
         return ["–"]
-    lines = [percent(found["mean"])]
-    if found["std"] is not None:
-        lines = [f"{lines[0]} ± {percent(found['std'])}", _interval(found)]
+    lines = [percent(spread["mean"])]
+    if spread["std"] is not None:
+        lines = [f"{lines[0]} ± {percent(spread['std'])}", _interval(spread)]
     if change is not None:
         shown = percent(change["mean"], sign=True)
         lines.append(f"Δ {shown} {_interval(change, sign=True)}".rstrip())
@@ -184,7 +184,7 @@ def _short(row: dict[str, Any], label: str) -> str:
     return f"{text} {'▲' if change['mean'] > 0 else '▼'}"
 
 
-def describe_short(comparison: dict[str, Any]) -> str:
+def short_caption(comparison: dict[str, Any]) -> str:
     """What the short table's cells mean."""
     seeds = ", ".join(map(str, comparison["seeds"]))
     return (
@@ -196,11 +196,11 @@ def describe_short(comparison: dict[str, Any]) -> str:
 
 def whole_page(comparison: dict[str, Any]) -> str:
     """comparison.md: the short table, then everything."""
-    short = f"{short_markdown(comparison)}\n{describe_short(comparison)}\n"
-    return f"{short}\n{markdown(comparison)}\n{describe(comparison)}\n"
+    short = f"{short_markdown(comparison)}\n{short_caption(comparison)}\n"
+    return f"{short}\n{markdown(comparison)}\n{caption(comparison)}\n"
 
 
-def describe(comparison: dict[str, Any]) -> str:
+def caption(comparison: dict[str, Any]) -> str:
     """What the cells mean, in one sentence or two."""
     seeds = ", ".join(map(str, comparison["seeds"]))
     if len(comparison["seeds"]) == 1:
@@ -234,7 +234,7 @@ def print_comparison(comparison: dict[str, Any], console: Console) -> None:
         **cells,
     }
     widths = {
-        x: 2 + max(len(y) for y in "\n".join(found).split("\n")) for x, found in cells.items()
+        x: 2 + max(len(y) for y in "\n".join(column).split("\n")) for x, column in cells.items()
     }
     parts: list[list[str]] = [[]]
     for name, width in widths.items():
@@ -251,4 +251,4 @@ def print_comparison(comparison: dict[str, Any], console: Console) -> None:
             table.add_row(row["label"], *(cells[name][at] for name in part))
         console.print()
         console.print(table)
-    console.print(describe(comparison), style="dim", highlight=False, soft_wrap=True)
+    console.print(caption(comparison), style="dim", highlight=False, soft_wrap=True)

@@ -209,7 +209,7 @@ def draw_orders(asked: Sequence[Question], seed: Sequence[int]) -> list[Shown]:
 # ---- files ---------------------------------------------------------------------------------
 
 
-def to_row(pair: Question, history: int) -> dict[str, Any]:
+def pair_row(pair: Question, history: int | None = None) -> dict[str, Any]:
     """One line of pairs.jsonl. The state keeps its last `history` turns; the rest is counted."""
     return {
         "state": state_row(pair.state, history),
@@ -220,8 +220,8 @@ def to_row(pair: Question, history: int) -> dict[str, Any]:
     }
 
 
-def state_row(state: State, history: int) -> dict[str, Any]:
-    cut = max(len(state.history) - history, 0)
+def state_row(state: State, history: int | None) -> dict[str, Any]:
+    cut = 0 if history is None else max(len(state.history) - history, 0)
     return asdict(replace(state, history=state.history[cut:], earlier=state.earlier + cut))
 
 
@@ -240,7 +240,7 @@ def state_from(row: dict[str, Any]) -> State:
 
 
 def pair_from(row: dict[str, Any]) -> Question:
-    """The inverse of `to_row`. ValueError naming the field for what is no pair."""
+    """The inverse of `pair_row`. ValueError naming the field for what is no pair."""
     expert, alternative = field(row, "expert", "text"), field(row, "alternative", "text")
     if canonical(expert) == canonical(alternative):
         raise ValueError("expert and alternative are the same action")

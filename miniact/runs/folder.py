@@ -30,11 +30,11 @@ from miniact.runs.files import read_json
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """The versions of those of the packages that are installed."""
-    found = {}
+    installed = {}
     for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            installed[name] = metadata.version(name)
+    return installed
 
 
 @contextlib.contextmanager

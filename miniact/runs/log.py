@@ -112,10 +112,10 @@ class StageLog:
     def _restore(self, policy: Policy) -> int:
         """Load the newest checkpoint; returns the next step. Without one, a fresh optimizer."""
         self.decode = policy.tokenizer.decode
-        found = self._checkpoints()
-        if not found:
+        saved = self._checkpoints()
+        if not saved:
             policy.reset_optimizer()
             return 0
-        policy.load_adapter(found[-1])
-        policy.load_optimizer(found[-1] / "optimizer.safetensors")
-        return int(found[-1].name.rpartition("-")[2])
+        policy.load_adapter(saved[-1])
+        policy.load_optimizer(saved[-1] / "optimizer.safetensors")
+        return int(saved[-1].name.rpartition("-")[2])

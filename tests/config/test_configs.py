@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from miniact.cli.main import main
 from miniact.config import load_config
-from miniact.method.pairs import to_row
+from miniact.method.pairs import pair_row
 from miniact.runs.files import write_jsonl
 from miniact.types import Question, State
 
@@ -63,7 +63,7 @@ def test_dry_run(config, chat_model, tmp_path):
         pytest.importorskip("alfworld")
     state = State("s", "t", (), "o")
     pairs = [Question(state, "look", ("wait",), split) for split in ("train", "train", "test")]
-    write_jsonl(tmp_path / "pairs.jsonl", [to_row(p, 9) for p in pairs])
+    write_jsonl(tmp_path / "pairs.jsonl", [pair_row(p, 9) for p in pairs])
     model = [] if config.stem == "household" else [f"model.path={chat_model}"]
     result = CliRunner().invoke(
         main,

@@ -21,9 +21,9 @@ from miniact.method.pairs import (
     filter_alternatives,
     gather,
     make_pairs,
+    pair_row,
     positions,
     read_pairs,
-    to_row,
 )
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical, choice_reward
@@ -112,9 +112,9 @@ def test_a_pair_survives_the_file_and_says_what_history_it_lost(tmp_path):
     history = tuple((f"o{i}", f"a{i}") for i in range(5))
     pair = Question(State("s", "t", history, "o", ("x", "y")), "x", ("y",), "id", {"seed": 1})
     path = tmp_path / "pairs.jsonl"
-    write_jsonl(path, [to_row(pair, history=99)])
+    write_jsonl(path, [pair_row(pair, history=99)])
     assert read_pairs(path) == [pair]
-    write_jsonl(path, [to_row(pair, history=2)])
+    write_jsonl(path, [pair_row(pair, history=2)])
     (short,) = read_pairs(path)
     assert short.state.history == history[3:] and short.state.earlier == 3
 
@@ -128,7 +128,7 @@ def test_a_pair_survives_the_file_and_says_what_history_it_lost(tmp_path):
     ],
 )
 def test_a_damaged_pair_names_its_line(tmp_path, damage, says):
-    good = to_row(Question(State("s", "t", (), "o"), "x", ("y",)), 9)
+    good = pair_row(Question(State("s", "t", (), "o"), "x", ("y",)), 9)
     bad = json.loads(json.dumps(good))
     damage(bad)
     path = tmp_path / "pairs.jsonl"
@@ -139,7 +139,7 @@ def test_a_damaged_pair_names_its_line(tmp_path, damage, says):
 
 
 STATE = State("s", "t", (("o", "a"),), "o", ("x", "y"))
-ROW = to_row(Question(STATE, "x", ("y",), "id", {"k": 1}), 9)
+ROW = pair_row(Question(STATE, "x", ("y",), "id", {"k": 1}), 9)
 
 
 @given(mutated(ROW))
@@ -157,5 +157,5 @@ def test_any_row_is_a_pair_or_one_line_that_names_it(tokenizer, tmp_path_factory
     prompter = Prompter(tokenizer, PromptConfig())
     for pair in pairs:
         prompter.critic(pair.state, pair.present(0).actions)
-    write_jsonl(path, [to_row(pair, 9) for pair in pairs])
+    write_jsonl(path, [pair_row(pair, 9) for pair in pairs])
     assert read_pairs(path) == pairs

@@ -23,8 +23,8 @@ from miniact.method.controls.reflections import (
     judge_reflection,
     make_reflections,
     read_reflections,
+    reflection_row,
     replay,
-    to_row,
 )
 from miniact.method.prompts import Prompter
 from miniact.runs.files import write_jsonl
@@ -203,14 +203,14 @@ def test_a_reflection_survives_the_file_and_a_damaged_line_is_named(tmp_path):
     state = State("s", "t", (("o", "a"), ("p", "b")), "o", ("x", "y"))
     kept = Reflection(state, "x", "so", (("x", "ok"), ("y", "no")), {"seed": 1})
     path = tmp_path / "reflections.jsonl"
-    write_jsonl(path, [to_row(kept, 99)])
+    write_jsonl(path, [reflection_row(kept, 99)])
     assert read_reflections(path) == [kept]
-    write_jsonl(path, [to_row(kept, 1)])
+    write_jsonl(path, [reflection_row(kept, 1)])
     (short,) = read_reflections(path)
     assert short.state.history == (("p", "b"),) and short.state.earlier == 1
-    row = to_row(kept, 9)
+    row = reflection_row(kept, 9)
     del row["text"]
-    path.write_text(json.dumps(to_row(kept, 9)) + "\n" + json.dumps(row) + "\n")
+    path.write_text(json.dumps(reflection_row(kept, 9)) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(UserError, match=r"reflections.jsonl:2: no field 'text'"):
         read_reflections(path)
 
@@ -219,16 +219,16 @@ STATE = State("s", "t", (("o", "a"),), "o", ("x", "y"))
 KEPT = Reflection(STATE, "x", "so", (("x", "ok"),), {"k": 1})
 
 
-@given(mutated(to_row(KEPT, 9)))
+@given(mutated(reflection_row(KEPT, 9)))
 def test_any_row_is_a_reflection_or_one_line_that_names_it(tmp_path_factory, row):
     path = tmp_path_factory.getbasetemp() / "mutated.jsonl"
-    path.write_text(f"{json.dumps(to_row(KEPT, 9))}\n{json.dumps(row)}\n")
+    path.write_text(f"{json.dumps(reflection_row(KEPT, 9))}\n{json.dumps(row)}\n")
     try:
         reflections = read_reflections(path)
     except UserError as error:
         assert str(error).startswith(f"{path}:2: ") and "\n" not in str(error)
         return
-    write_jsonl(path, [to_row(reflection, 9) for reflection in reflections])
+    write_jsonl(path, [reflection_row(reflection, 9) for reflection in reflections])
     assert read_reflections(path) == reflections
 
 

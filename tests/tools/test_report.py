@@ -31,7 +31,7 @@ from miniact.evaluation.episodes import Episode, Move
 from miniact.evaluation.evaluate import evaluate_episodes, rate
 from miniact.experiments.metrics import EVALUATION, TRAINING
 from miniact.method.grpo import advantages
-from miniact.method.pairs import to_row as pair_row
+from miniact.method.pairs import pair_row
 from miniact.method.prompts import Prompter
 from miniact.runs.files import write_json, write_jsonl, write_text
 from miniact.runs.folder import RunFolder

@@ -162,13 +162,13 @@ def judge_reflection(prompter: Prompter, sample: Sample, expert: str) -> tuple[s
 # ---- files ---------------------------------------------------------------------------------
 
 
-def to_row(reflection: Reflection, history: int) -> dict[str, Any]:
+def reflection_row(reflection: Reflection, history: int) -> dict[str, Any]:
     """One line of reflections.jsonl. The state keeps its last `history` turns."""
     return {**asdict(reflection), "state": state_row(reflection.state, history)}
 
 
 def reflection_from(row: dict[str, Any]) -> Reflection:
-    """The inverse of `to_row`. ValueError naming the field for what is no reflection."""
+    """The inverse of `reflection_row`. ValueError naming the field for what is no reflection."""
     outcomes = tuple(map(tuple, field(row, "outcomes", "[[action, outcome], …]")))
     provenance = field(row, "provenance", "an object", None) or {}
     expert, text = field(row, "expert", "text"), field(row, "text", "text")

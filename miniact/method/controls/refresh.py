@@ -6,7 +6,15 @@ Every `stage.act.refresh_pairs` steps they are sampled anew at states that have 
 from __future__ import annotations
 
 from miniact.data.trajectories import shuffled
-from miniact.method.pairs import by_state, gather, pairs_at, propose, questions, read_pairs, to_row
+from miniact.method.pairs import (
+    by_state,
+    gather,
+    pair_row,
+    pairs_at,
+    propose,
+    questions,
+    read_pairs,
+)
 from miniact.method.stage import Stage
 from miniact.runs.files import write_json, write_jsonl
 from miniact.types import Question
@@ -35,5 +43,5 @@ def pairs_of(stage: Stage, step: int) -> list[Question]:
         provenance = {"stage": stage.log.key, "step": step, "seed": seed}
         pairs, counts = gather(pairs_at(batch, proposed, stage.alternatives, provenance))
         write_json(file.with_suffix(".counts.json"), counts)
-        write_jsonl(file, (to_row(pair, len(pair.state.history)) for pair in pairs))
+        write_jsonl(file, map(pair_row, pairs))
     return read_pairs(file) if file.stat().st_size else []

@@ -38,17 +38,17 @@ def over_seeds(rates: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
 
     `counts`: how many episodes, states or answers each seed's value rests on. None: not measured.
     """
-    found = [r for r in rates if r and r.get("value") is not None]
-    if not found:
+    measured = [r for r in rates if r and r.get("value") is not None]
+    if not measured:
         return None
-    values = [r["value"] for r in found]
-    alone = len(found) == 1
+    values = [r["value"] for r in measured]
+    alone = len(measured) == 1
     return {
         "mean": sum(values) / len(values),
-        "low": found[0]["low"] if alone else min(values),
-        "high": found[0]["high"] if alone else max(values),
+        "low": measured[0]["low"] if alone else min(values),
+        "high": measured[0]["high"] if alone else max(values),
         "seeds": values,
-        "counts": [r["n"] for r in found],
+        "counts": [r["n"] for r in measured],
     }
 
 
@@ -91,7 +91,7 @@ def curve(seeds: list[dict[int, float]]) -> dict[str, list[float]]:
 
 def curves(group: list[Run]) -> list[dict[str, Any]]:
     """Every training metric of one recipe, by stage."""
-    found = []
+    charts = []
     for stage in dict.fromkeys(stage for run in group for stage in run.metrics):
         rows = [run.metrics[stage] for run in group if stage in run.metrics]
         names = dict.fromkeys(name for per_seed in rows for row in per_seed for name in row)
@@ -104,19 +104,19 @@ def curves(group: list[Run]) -> list[dict[str, Any]]:
             ]
             seeds = [s for s in seeds if s]
             if seeds:
-                found.append({"stage": stage, "metric": name, "n": len(seeds), **curve(seeds)})
-    return found
+                charts.append({"stage": stage, "metric": name, "n": len(seeds), **curve(seeds)})
+    return charts
 
 
 def recipe_rows(runs: list[Run], comparison: dict[str, Any] | None) -> list[dict[str, Any]]:
     """One row per recipe: its evaluations, its curves, its cost and, if compared, its row."""
     labels = rates(next(iter(runs[0].results.values())))
-    found = []
+    rows = []
     for number, (name, group) in enumerate(by_recipe(runs).items()):
         parts = dict.fromkeys(part for run in group for part in run.seconds)
         row = comparison["rows"][number] if comparison else {}
         costs = [training_cost(run.metrics, run.config.get("stage") or {}) for run in group]
-        found.append({
+        rows.append({
             "name": name,
             "label": group[0].label,
             "seeds": [run.seed for run in group],
@@ -130,7 +130,7 @@ def recipe_rows(runs: list[Run], comparison: dict[str, Any] | None) -> list[dict
             "compared": {k.strip(): v for k, v in (row.get("metrics") or {}).items()},
             "difference": {k.strip(): v for k, v in (row.get("difference") or {}).items()},
         })  # fmt: skip
-    return found
+    return rows
 
 
 # ---- the page ----------------------------------------------------------------------------------

@@ -42,15 +42,15 @@ def spread(items: list[Any], n: int) -> list[Any]:
 
 def candidates(prompt: str) -> list[str]:
     """The numbered actions of a critic prompt, in the order shown; [] if it asks no question."""
-    found: list[str] = []
+    actions: list[str] = []
     for line in prompt.split("\n"):
         numbered = re.fullmatch(r"\s*(?:Action )?(\d+) ?: (.+)", line)
-        if numbered and int(numbered[1]) == len(found) + 1:
-            found.append(unescape(numbered[2].strip()))
-        elif line.strip().lower().startswith("which") and len(found) > 1:
-            return found
+        if numbered and int(numbered[1]) == len(actions) + 1:
+            actions.append(unescape(numbered[2].strip()))
+        elif line.strip().lower().startswith("which") and len(actions) > 1:
+            return actions
         elif line.strip():
-            found = []
+            actions = []
     return []
 
 
@@ -173,5 +173,5 @@ class Samples:
 def _splits_of_episodes(run: Run, n: int) -> list[str]:
     """The split of each of n episodes: they are in the order of the evaluation's splits."""
     evaluated = next(iter(run.results.values())).get("splits", {})
-    names = [name for name, found in evaluated.items() for _ in range(found["success"]["n"])]
+    names = [name for name, result in evaluated.items() for _ in range(result["success"]["n"])]
     return names if len(names) == n else [""] * n
