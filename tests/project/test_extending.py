@@ -29,7 +29,8 @@ SMALL = [
         "eval.splits=id",
     ),
     *("eval.pairs=4", "stage.il.steps=4", "stage.il.batch=4", "stage.rft.steps=3"),
-    *("stage.rft.batch=8", "stage.rft.max_tokens=10"),
+    *("stage.rft.batch=8", "stage.rft.max_tokens=10", "stage.plugin.steps=2"),
+    *("stage.act.steps=2", "stage.act.batch=4", "stage.rl.steps=2", "stage.rl.batch=4"),
 ]
 LARGE_COMMANDS = ("run", "compare")
 
@@ -67,6 +68,10 @@ def project(tmp_path_factory) -> Path:
             edit(copy, text)
         elif kind == "python":
             write(copy, text)
+        else:
+            for line in text.splitlines():
+                if line.startswith("cp "):
+                    shutil.copy(*(copy / name for name in line.split()[1:]))
     return copy
 
 
@@ -97,7 +102,8 @@ def commands(about: str) -> list[str]:
 def test_every_block_is_used():
     assert {kind for kind, _ in BLOCKS} == {"python", "diff", "bash"}
     found = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
-    about = ("counting", "pytest tests/dev/test_reference.py", "miniact compare", "-k RFT")
+    about = ("env.name=counting:", "env.name=counting env", "runs/brief", "cp miniact", "my-words")
+    about += ("runs/hardest", "pytest tests/dev/test_reference.py", "miniact compare", "-k RFT")
     about += ("table_log",)
     assert found == [line for one in about for line in commands(one)]
 
@@ -117,7 +123,7 @@ def test_the_copy_is_what_runs(project):
 
 def test_the_code_keeps_the_style_of_the_house(project):
     names = ["miniact", "tests/test_focal_loss.py", "tests/envs/test_env_contract.py"]
-    names += ["table_log.py"]
+    names += ["table_log.py", "counting.py", "my_code.py"]
     for check in (["check"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *check, *names],
@@ -130,7 +136,7 @@ def test_the_code_keeps_the_style_of_the_house(project):
 
 @pytest.mark.slow
 def test_the_environment_keeps_the_contract_and_can_be_used(project):
-    contract, _, collect = (run(project, line) for line in commands("counting"))
+    contract, _, collect = (run(project, line) for line in commands("env.name=counting env"))
     assert re.search(r"1[0-9] passed", contract), contract
     assert "skipped" not in contract
     found = json.loads((project / "runs/counting-expert/expert.json").read_text())
@@ -160,6 +166,26 @@ def test_the_stage_trains_and_is_in_the_results(project):
     rows = [row for row in rows if row["stage"] == "2-rft"]
     assert len(rows) == 3 and any("grad_norm" in row for row in rows)
     assert all(("loss" in row) == (row["correct"] > 0) for row in rows)
+
+
+@pytest.mark.slow
+def test_code_of_ones_own_runs_without_an_edit(project):
+    collect, _ = commands("env.name=counting:")
+    assert "18 trajectories" in run(project, collect)
+    assert "counting:Counting expert" in (project / "counted.jsonl").read_text()
+    for about, names in (
+        ("runs/brief", ["my_code:brief is imported"]),
+        ("runs/hardest", ["my_code:hardest is imported", "2-hardest"]),
+        ("my-words", []),
+    ):
+        (line,) = commands(about)
+        printed = run(project, line)
+        assert all(name in printed for name in names), printed
+    rows = (project / "runs/brief/samples/3-rl.jsonl").read_text().splitlines()
+    answers = [answer for row in rows for answer in json.loads(row)["answers"]]
+    assert all(answer["reward"] < answer["correct"] for answer in answers)
+    words = (project / "runs/my-words/wording.txt").read_text(encoding="utf-8")
+    assert "{count} turns are left out" in words
 
 
 @pytest.mark.slow
