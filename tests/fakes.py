@@ -62,7 +62,11 @@ class FakePolicy:
         return Sample(tokens, tuple(-0.5 for _ in tokens), reply, "end")
 
     def logprobs(self, groups, temperature=1.0, reference=False):  # type: ignore[no-untyped-def]
-        return [[np.full(len(c.tokens), -1.0) for c in g.completions] for g in groups]
+        def logp(c):  # type: ignore[no-untyped-def]
+            known = not reference and c.old_logps is not None  # as it was sampled
+            return c.old_logps if known else np.full(len(c.tokens), -1.0)
+
+        return [[logp(c) for c in g.completions] for g in groups]
 
     def forward_backward(self, groups, loss, temperature=1.0):  # type: ignore[no-untyped-def]
         self.trained += groups

@@ -126,25 +126,39 @@ def grpo_step(
     if groups:
         trained = [merge(g) for g in groups]
         metrics |= update(policy, trained, config, lr)
-        passes = config.updates + (config.beta > 0)
+        passes = config.updates + (config.updates > 1) + (config.beta > 0)
         metrics["tokens"] += passes * sum(g.size for g in trained)
     return metrics, rollouts
 
 
 def update(policy: Policy, groups: list[Group], config: GRPOConfig, lr: float) -> dict[str, float]:
     """`config.updates` optimizer steps on one sampled batch; the metrics are the last one's."""
+    T, gap = config.temperature, {}
     if config.beta > 0:
-        groups = with_reference(policy, groups, config.temperature)
-    loss = GRPOLoss(config.clip_low, config.clip_high, config.beta)
+        groups = with_reference(policy, groups, T)
+    if config.updates > 1:  # π_old as the training pass computes it, not as the sampler did
+        groups, gap["sampler_gap"] = with_old(policy, groups, T)
+    on_policy = config.updates == 1
+    loss = GRPOLoss(config.clip_low, config.clip_high, config.beta, on_policy)
     share = sum(c.weight * len(c.tokens) for g in groups for c in g.completions)
     metrics: dict[str, float] = {}
     for _ in range(config.updates):
-        metrics = policy.forward_backward(groups, loss, config.temperature)
+        metrics = policy.forward_backward(groups, loss, T) | gap
         metrics["grad_norm"] = policy.optim_step(lr, config.max_grad_norm)
-    for name in ("ratio", "clip_fraction", "kl"):  # sums over live tokens → means over them
+    for name in ("ratio", "clip_fraction", "kl", "sampler_gap"):  # sums over live tokens → means
         if name in metrics:
             metrics[name] /= share
     return metrics
+
+
+def with_old(policy: Policy, groups: list[Group], temperature: float) -> tuple[list[Group], float]:
+    """log π_old computed anew, and how far the sampler's numbers were from it: Σ w·|Δ|, nats."""
+    scored = policy.logprobs(groups, temperature)
+    gap = 0.0
+    for group, logps in zip(groups, scored):
+        for c, logp in zip(group.completions, logps):
+            gap += c.weight * float(np.abs(logp - c.old_logps).sum())
+    return [g.having(old_logps=logps) for g, logps in zip(groups, scored)], gap
 
 
 def with_reference(policy: Policy, groups: list[Group], temperature: float) -> list[Group]:

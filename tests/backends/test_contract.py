@@ -223,6 +223,16 @@ class TestTraining:
         policy.optim_step(1e-3, 1.0)
         assert policy.logprobs(groups)[0][0][-1] > a[-1]  # the end token has become likelier
 
+    def test_on_policy_the_gradient_is_that_of_pi_old_known_exactly(self, zoo, backend):
+        """The sampler's log-probs, here far off, count for nothing but the metric."""
+        policy = zoo.policy(backend)
+        exact = [g.having(old_logps=old) for g, old in zip(BATCH, policy.logprobs(BATCH))]
+        expected = gradient_of(policy, exact, GRPOLoss(0.2, 0.28))
+        loss = GRPOLoss(0.01, 0.01, on_policy=True)
+        assert distance(gradient_of(policy, BATCH, loss), expected) < 1e-4
+        metrics = policy.forward_backward(BATCH, loss)
+        assert metrics["clip_fraction"] == 0 and metrics["sampler_gap"] > 0.1
+
     @pytest.mark.parametrize("option", ["plain", "checkpointing", "small chunks"])
     def test_the_gradient_is_the_slope(self, zoo, backend, option, monkeypatch):
         """∂L/∂w · d against (L(w + h·d) − L(w − h·d)) / 2h, in a random direction d."""

@@ -186,7 +186,8 @@ class ScriptedPolicy:
         return [samples([prompt[0]] * n) for prompt in prompts]
 
     def logprobs(self, groups, temperature=1.0, reference=False):
-        assert reference
+        if not reference:  # 0.1 nats from what the sampler said
+            return [[c.old_logps + 0.1 for c in g.completions] for g in groups]
         return [[np.full(len(c.tokens), -3.0) for c in g.completions] for g in groups]
 
     def forward_backward(self, groups, loss, temperature=1.0):
@@ -247,11 +248,25 @@ def test_with_a_kl_term_no_group_is_dropped_and_the_reference_is_known():
 
 def test_metrics_are_means_over_the_tokens_that_were_learned():
     for variant in ("grpo", "dapo", "dr_grpo"):
-        _, metrics, _ = run_step({1: 0, 2: 1, 5: 2}, variant=variant)
+        _, metrics, _ = run_step({1: 0, 2: 1, 5: 2}, variant=variant, updates=2)
         assert metrics["ratio"] == pytest.approx(1.1)
         assert metrics["clip_fraction"] == 0
-        _, metrics, _ = run_step({2: 2, 5: 2}, variant=variant, clip_high=0.05)
+        _, metrics, _ = run_step({2: 2, 5: 2}, variant=variant, clip_high=0.05, updates=2)
         assert metrics["clip_fraction"] == pytest.approx(0.5)  # those with a positive advantage
+
+
+def test_one_update_per_batch_clips_nothing_whatever_the_sampler_said():
+    """The fake's training pass is log 1.1 from its sampler: with ε 0.05 all would be clipped."""
+    _, metrics, _ = run_step({2: 2, 5: 2}, clip_low=0.05, clip_high=0.05)
+    assert metrics["ratio"] == pytest.approx(1) and metrics["clip_fraction"] == 0
+    assert metrics["sampler_gap"] == pytest.approx(np.log(1.1))
+
+
+def test_several_updates_compare_with_log_probs_of_the_trainer():
+    policy, metrics, _ = run_step({2: 1}, updates=2)
+    for c in policy.learned[0][0].completions:
+        assert c.old_logps == pytest.approx(np.asarray(samples([2])[0].logps) + 0.1)
+    assert metrics["sampler_gap"] == pytest.approx(0.1)
 
 
 def test_without_any_signal_nothing_is_learned():
@@ -264,8 +279,8 @@ def test_without_any_signal_nothing_is_learned():
     ("right", "config", "tokens"),
     [
         ({2: 1}, {}, (1 + 4 * 2) + (1 + 2 * 2)),  # sampled, then trained: two different answers
-        ({2: 1}, {"updates": 3}, 9 + 3 * 5),
-        ({2: 1}, {"updates": 3, "beta": 0.1}, 9 + 4 * 5),  # scored by the reference as well
+        ({2: 1}, {"updates": 3}, 9 + (1 + 3) * 5),  # π_old is computed anew
+        ({2: 1}, {"updates": 3, "beta": 0.1}, 9 + 5 * 5),  # scored by the reference as well
         ({2: 1, 3: 4}, {}, 9 + (1 + 4 * 3) + 5),  # a dead group is sampled and not trained
         ({2: 0}, {}, 9),
     ],
