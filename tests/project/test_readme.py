@@ -72,6 +72,8 @@ def test_every_room_says_what_its_files_are(room):
 
 
 ADDED = {name for page in PAGES for name in re.findall(r"^# (\S+\.py)$", page.read_text(), re.M)}
+COPIED = [re.findall(r"^cp (\S+\.py) (\S+/)$", page.read_text(), re.M) for page in PAGES]
+ADDED |= {folder + name for copies in COPIED for name, folder in copies}
 ADDED |= {os.path.basename(name) for name in ADDED}  # what extending.md makes
 
 
@@ -81,9 +83,7 @@ def test_files_that_it_names_exist(page):
     roots = (ROOT, ROOT / "miniact", ROOT / "miniact" / "method", page.parent)
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"(?<![\w./-])(\w[\w.-]*(?:/[\w.-]+)*(?:\.py|/))(?=[`,;:\s)])", text):
-        known = name in {*ADDED, *map(os.path.basename, ADDED)} or any(
-            (root / name).exists() for root in roots
-        )
+        known = name in ADDED or any((root / name).exists() for root in roots)
         assert known or name.startswith(OUTSIDE), name
 
 
