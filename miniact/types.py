@@ -56,6 +56,7 @@ class Trajectory:
     success: bool | None = None
     split: str = "train"
     source: str = ""
+    tools: tuple[dict[str, Any], ...] = ()  # definitions of the tools that were at hand
 
     def state(self, i: int) -> State:
         """s_i: the state before step i, in which the expert chose `steps[i].action`."""

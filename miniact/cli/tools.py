@@ -25,15 +25,14 @@ def plan(config: Config) -> None:
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["eto", "agenttraj", "chat", "toolcalls"]),
-    required=True,
-    help="ETO, AgentTraj-L, OpenAI chat messages, chat messages with tool calls.",
-)
+@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--format", "form", help="The kind of log (default: found; docs/logs.md has all).")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="trajectories.jsonl")
+@click.option(
+    "--success",
+    metavar="FIELD[>X]",
+    help="The field that tells success, dots for inner ones; none: no field does.",
+)
 @click.option(
     "--heldout-share",
     default=0.0,
@@ -41,21 +40,31 @@ def plan(config: Config) -> None:
     help="Share of the tasks to hold out; 0: as the log says, or all train.",
 )
 @click.option("--system-prompt", is_flag=True, help="Keep system messages, in front of the task.")
+@click.option(
+    "--keep-final-answer", is_flag=True, help="Texts after the last call are actions too."
+)
+@click.option("--opening", type=int, help="Leave out that many turns at the start of every row.")
+@click.option("--code-block", is_flag=True, help="The one code block of a reply is its action.")
+@click.option("--no-images", is_flag=True, help="Leave out rows with actions on images alone.")
+@click.option(
+    "--repeats",
+    type=click.Choice(["longest", "once", "keep"]),
+    default="longest",
+    show_default=True,
+    help="Rows that a longer row repeats: leave them out; equal ones too; keep all.",
+)
 @click.option("--skip-bad-rows", is_flag=True, help="Count malformed rows and go on.")
 @friendly
-def import_command(file, form, out, heldout_share, system_prompt, skip_bad_rows):  # type: ignore[no-untyped-def]
-    """Convert a published or an own agent log to expert trajectories."""
-    from miniact.data.importing import describe, import_log
+def import_command(files, form, out, heldout_share, **options):  # type: ignore[no-untyped-def]
+    """Convert logs of an agent, published or your own, to expert trajectories.
 
-    counts = import_log(
-        file,
-        form,
-        out,
-        heldout_share=heldout_share,
-        system_prompt=system_prompt,
-        skip_bad_rows=skip_bad_rows,
-    )
-    click.echo(f"{describe(counts)}\n{out}")
+    FILES: JSON lines, documents, lists, .gz, .parquet, or folders of them. The format is found.
+    """
+    from miniact.data.importing import Options, convert
+
+    report = convert(list(files), form, out, heldout_share, Options(**options))
+    report.write(out)
+    click.echo(f"{report.text()}\n{out}")
 
 
 @click.command("alfworld-games")

@@ -1,122 +1,274 @@
-"""Published and own agent logs → trajectories: `miniact import`.
+"""Logs of other agents → trajectories: `miniact import`.
 
-    eto         ETO: one JSON list of {id, conversations: [{from: human|gpt, value}]}
-    agenttraj   AgentTraj-L: the same with item_id, and `loss` per turn
-    chat        OpenAI chat messages, {"messages": […]} a line; the assistant's text is the action
-    toolcalls   the same with tool calls; a call, as JSON, is the action
+    files ── containers.py ──▶ rows ── readers/ ──▶ dialogues ── folding.py ──▶ trajectories
 
-`data/formats.py` documents which turns become task, observations and actions. Any format may
-come as one JSON list or as JSON lines. Files are read a megabyte at a time and converted row by
-row, so memory is bounded by the largest conversation, not by the file.
+The files are read twice. First everything is recognised and surveyed (`checks.py`): does the agent
+act by tool calls, which field tells success, which rows repeat others? Then it is converted and
+written. Nothing is kept but a few numbers for each turn, so memory is bounded by the largest row.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from miniact import UserError
-from miniact.data.chat import from_chat, from_tool_calls
-from miniact.data.formats import BadRow, Row, from_turns
+from miniact.data import containers
+from miniact.data.checks import Findings, Repeats, Survey, is_blind
+from miniact.data.dialogue import BadRow, Dialogue, Row
+from miniact.data.folding import Folding, fold
+from miniact.data.log import Log, Source
+from miniact.data.outcomes import Rule, named_rule
+from miniact.data.readers.rows import unused_fields
 from miniact.data.trajectories import from_row, hold_out, to_row
-from miniact.runs.files import write_jsonl
+from miniact.runs.files import write_json, write_jsonl
 from miniact.types import Trajectory
 
-CHUNK = 1 << 20  # bytes read at once
-FORMATS: dict[str, Callable[[Row, Counter, bool], Row]] = {
-    "eto": from_turns,
-    "agenttraj": from_turns,
-    "chat": from_chat,
-    "toolcalls": from_tool_calls,
-}
-PUBLISHED = ("eto", "agenttraj")
-MAX_ITEM = 64 << 20  # bytes of one conversation; beyond that a quote or a bracket must be missing
-_BOM = b"\xef\xbb\xbf"
-# A whole string, or the start of one that the buffer does not hold whole, or a bracket.
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)
-_OPENING, _CLOSING, _QUOTE = b"[{", b"]}", ord('"')
+_PUBLISHED = ("eto", "agenttraj")  # their ids repeat
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a log is read; each field is an option of `miniact import`."""
+
+    success: str | None = None  # FIELD[>X]; "none": no field tells success; None: look for one
+    system_prompt: bool = False
+    keep_final_answer: bool = False
+    opening: int | None = None
+    code_block: bool = False
+    no_images: bool = False
+    repeats: str = "longest"  # or "keep", "once"
+    skip_bad_rows: bool = False
+
+
+@dataclass
+class Report:
+    """What was read, kept and left out, and what is to look at."""
+
+    formats: Counter
+    counts: Counter
+    findings: list[str]
+    success: str | None = None
+
+    def write(self, out: Path) -> None:
+        """Beside the trajectories, as OUT.import.json."""
+        row = {**vars(self), "formats": dict(self.formats), "counts": dict(self.counts)}
+        write_json(out.with_name(out.name + ".import.json"), row)
+
+    def text(self) -> str:
+        """Some readable lines."""
+        kept = self.counts["kept"]
+        lines = [
+            f"format: {', '.join(f'{name} ({n} rows)' for name, n in self.formats.items())}",
+            f"kept: {kept} trajectories, {self.counts['actions']} actions"
+            + (f"; {n} failed, not imitated" if (n := self.counts["failed"]) else ""),
+        ]
+        if self.success:
+            lines.append(f"success: {self.success}")
+        for name, n in sorted(self.counts.items()):
+            if name not in ("kept", "actions", "failed"):
+                lines.append(f"{name}: {n}")
+        return "\n".join(lines + [f"look: {finding}" for finding in self.findings])
 
 
 def import_log(
-    file: Path,
-    form: str,
+    files: Path | Sequence[Path],
+    form: str | None,
     out: Path,
     *,
     heldout_share: float = 0.0,
-    system_prompt: bool = False,
-    skip_bad_rows: bool = False,
+    **options: Any,
 ) -> Counter:
-    """Convert `file` to trajectories in `out`, which appears only when it is complete.
+    """Convert logs to trajectories in `out`, which appears only when it is complete.
 
-    form: one of FORMATS. heldout_share: share of the tasks that get split "heldout", by the hash of
-    the task; 0 keeps the log's own `split` fields, or else "train". system_prompt: put system
-    messages at the head of the task. Returns what was kept, changed and dropped, by reason.
+    form: a name in `readers.FORMATS`, or None to find it. heldout_share: share of the tasks that
+    get split "heldout", by the hash of the task; 0 keeps the log's own `split` fields, or else
+    "train". options: as in `Options`. Returns what was kept, changed and left out, by kind.
 
-    Raises UserError naming file, line or item, and field of a bad row (unless skip_bad_rows counts
-    them), and if nothing usable is left.
+    Raises UserError naming file, row and field of a bad row (unless skip_bad_rows counts them), if
+    it is not clear which field tells success, and if nothing usable is left.
     """
+    return convert(files, form, out, heldout_share, Options(**options)).counts
+
+
+def convert(
+    files: Path | Sequence[Path],
+    form: str | None,
+    out: Path,
+    heldout_share: float = 0.0,
+    options: Options = Options(),
+) -> Report:
+    """`import_log` with all that there is to tell."""
     if not 0 <= heldout_share < 1:
         raise UserError(f"--heldout-share: {heldout_share} is not in [0, 1)")
-    if file.resolve() == out.resolve():
-        raise UserError(f"{out}: is the log itself; choose another --out")
-    counts: Counter = Counter(kept=0)
-    found = read_log(file, form, counts, system_prompt, skip_bad_rows)
+    paths = containers.list_files([files] if isinstance(files, Path) else list(files))
+    for file in paths:
+        if file.resolve() == out.resolve():
+            raise UserError(f"{out}: is the log itself; choose another --out")
+    conversion = _Conversion(Log(paths, form, options.skip_bad_rows), options, Counter())
+    trajectories: Iterable[Trajectory] = conversion.trajectories()
     if heldout_share:
-        found = hold_out(found, heldout_share)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_jsonl(out, map(to_row, found))
-    return counts
+        trajectories = hold_out(trajectories, heldout_share)
+    findings = Findings()
+    write_jsonl(out, map(to_row, _watched(trajectories, findings)))
+    report = conversion.report(findings)
+    if heldout_share and not findings.heldout:
+        report.findings.append(f"no row is held out: {len(findings.tasks)} tasks are too few")
+    if heldout_share and findings.heldout == findings.rows:
+        report.findings.append("every row is held out: nothing is left to train on")
+    return report
+
+
+def _watched(trajectories: Iterable[Trajectory], findings: Findings) -> Iterator[Trajectory]:
+    for trajectory in trajectories:
+        findings.add(trajectory)
+        yield trajectory
 
 
 def read_log(
-    file: Path, form: str, counts: Counter, system_prompt: bool = False, skip_bad_rows: bool = False
+    file: Path,
+    form: str | None,
+    counts: Counter,
+    system_prompt: bool = False,
+    skip_bad_rows: bool = False,
 ) -> Iterator[Trajectory]:
     """Stream the trajectories of a log. `counts` is updated as they come."""
-    if form not in FORMATS:
-        raise UserError(f"--format {form}: expected one of {', '.join(FORMATS)}")
-    for where, number, text in split_items(file):
-        changes: Counter = Counter()
+    options = Options(system_prompt=system_prompt, skip_bad_rows=skip_bad_rows)
+    yield from _Conversion(Log([file], form, skip_bad_rows), options, counts).trajectories()
+
+
+class _Conversion:
+    """The two readings of a log: `trajectories` surveys it, then converts it row by row."""
+
+    def __init__(self, log: Log, options: Options, counts: Counter) -> None:
+        if options.repeats not in ("longest", "keep", "once"):
+            raise UserError(f"--repeats {options.repeats}: expected longest, keep or once")
+        self.log, self.options, self.counts = log, options, counts
+        self.formats: Counter = Counter()
+        self.survey = Survey()
+        self.success: str | None = None
+        self._rule: Rule | None = None
+
+    def trajectories(self) -> Iterator[Trajectory]:
+        """Raises UserError for what the survey finds before anything is yielded."""
+        self._survey()
+        how, repeats = self._folding(), self.survey.repeats()
+        for source in self.log.dialogues(self.counts):
+            self.formats[source.form.name] += 1
+            row = self._row(source, how)
+            if row is None or self._is_left_out(source.dialogue, row, repeats):
+                continue
+            try:
+                name = f"{source.file.stem}-{source.number}"
+                trajectory = from_row(row, source.where, default_id=name)
+            except UserError:  # it says where
+                if not self.options.skip_bad_rows:
+                    raise
+                self.counts["dropped: text that is not UTF-8, or no list of texts"] += 1
+                continue
+            self.counts["kept"] += 1
+            self.counts["actions"] += len(trajectory.steps)
+            self.counts.update(source.notes)
+            if trajectory.tools:
+                self.counts["rows with tool definitions"] += 1
+            yield trajectory
+        if not self.counts["kept"]:
+            names = ", ".join(str(file) for file in self.log.files[:3])
+            counts = Counter({name: n for name, n in self.counts.items() if n})
+            raise UserError(f"{names}: no usable conversation ({describe(counts) or 'empty'})")
+
+    def _survey(self) -> None:
+        named = self.options.success
+        if named and named != "none":
+            self.success, self._rule = named, named_rule(named)
+        has_field = False
+        for source in self.log.dialogues(Counter()):
+            facts = source.dialogue.row
+            if source.form.name == "eto" and "reward" in facts and not named:
+                self.survey.ignored_rewards += 1  # its authors imitate every row
+                facts = {k: v for k, v in facts.items() if k != "reward"}
+            if self._rule:
+                verdict = self._rule(facts)
+                has_field = has_field or verdict is not None
+            else:
+                verdict = self.survey.outcomes.add(facts)
+            self.survey.add(source.dialogue, verdict)
+        if self._rule and not has_field and self.survey.rows:
+            raise UserError(f"--success {named}: no row has this field")
+        if named is None:
+            self.success = self.survey.outcomes.choose(str(self.log.files[0]))
+            self._rule = named_rule(self.success) if self.success else None
+
+    def _folding(self) -> Folding:
+        options, form = self.options, self.log.form
+        return Folding(
+            calls=form == "toolcalls" or (form != "chat" and self.survey.calls > 0),
+            system_prompt=options.system_prompt,
+            keep_final_answer=options.keep_final_answer,
+            code_block=options.code_block,
+            opening=options.opening or 0,
+            rules=options.opening is None and self.survey.shared_rules,
+        )
+
+    def _row(self, source: Source, how: Folding) -> Row | None:
+        """A row of trajectories.jsonl; None if it holds no action, or is bad and skipped."""
+        dialogue, notes = source.dialogue, source.notes
         try:
-            row = _converted(text, form, changes, system_prompt)
-            row["source"] = f"{form} {file.name}"
-            if form in PUBLISHED and row["id"] is not None:
-                row["id"] = f"{row['id']}/{number}"  # theirs repeat
-            trajectory = from_row(row, where, default_id=f"{file.stem}-{number}")
+            row = fold(dialogue, how, notes)
         except BadRow as error:
-            if not skip_bad_rows:
-                raise UserError(f"{where}: {error}; mend it or pass --skip-bad-rows") from None
-            counts[f"dropped: {error.reason}"] += 1
-            continue
-        except UserError:  # raised by from_row, which says where
-            if not skip_bad_rows:
-                raise
-            counts["dropped: text that is not UTF-8, or no list of texts"] += 1
-            continue
-        counts["kept"] += 1
-        counts["actions"] += len(trajectory.steps)
-        counts.update(changes)
-        yield trajectory
-    if not counts["kept"]:
-        raise UserError(f"{file}: no usable conversation in format {form} ({describe(counts)})")
+            self.log.bad(source.where, error, self.counts)
+            return None
+        if not row["actions"]:
+            why = "without a tool call" if how.calls else "without an action"
+            if how.calls and any(turn.calls for turn in dialogue.turns):
+                why = "without a call to imitate"
+            self.counts[f"left out: dialogue {why} ({_reasons(notes)})"] += 1
+            return None
+        if source.form.name in _PUBLISHED and row["id"] is not None:
+            row["id"] = f"{row['id']}/{source.number}"
+        row["source"] = f"{source.form.name} {source.file.name}"
+        row["success"] = self._rule(dialogue.row) if self._rule else None
+        if source.form.open:
+            used = (self.success or "").partition(".")[0]
+            for name in unused_fields(dialogue.row):
+                if name != used:
+                    notes[f"left out: field {name!r:.40} of a row"] += 1
+        return row
+
+    def _is_left_out(self, dialogue: Dialogue, row: Row, repeats: Repeats) -> bool:
+        kind, options = repeats.kind(dialogue, row["success"]), self.options
+        if kind == "start" and options.repeats != "keep":
+            self.counts["left out: row that a longer row repeats (--repeats keep)"] += 1
+            return True
+        if kind == "same" and options.repeats == "once":
+            self.counts["left out: row that is equal to one before"] += 1
+            return True
+        if options.no_images and any(map(is_blind, row["observations"])):
+            self.counts["left out: row with actions on images (--no-images)"] += 1
+            return True
+        if kind == "same":
+            self.counts["rows equal to one before (--repeats once leaves them out)"] += 1
+        return False
+
+    def report(self, findings: Findings) -> Report:
+        if findings.failed:
+            self.counts["failed"] = findings.failed
+        told = None
+        if self.success:
+            found = "" if self.options.success else " (found; --success FIELD[>X] sets it)"
+            told = f"{self.success}{found}: {findings.failed} of {findings.rows} rows failed"
+            if findings.unknown:
+                told += f", {findings.unknown} do not say"
+        lines = findings.lines(self.survey, self.options.code_block)
+        return Report(self.formats, self.counts, lines, told)
 
 
-def _converted(text: bytes, form: str, changes: Counter, system_prompt: bool) -> Row:
-    """One item of a log → one row of trajectories.jsonl. Raises BadRow."""
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())
-        raise BadRow("not a complete JSON value", f"{text[:40]!r}… ({problem:.80})") from None
-    if not isinstance(row, dict):
-        raise BadRow("a conversation must be a JSON object", f"got {text[:40]!r}")
-    converted = FORMATS[form](row, changes, system_prompt)
-    if not converted["actions"]:
-        raise BadRow("no action to imitate", describe(changes) or "no turn of an agent")
-    return converted
+def _reasons(notes: Counter) -> str:
+    reasons = [name.partition(": ")[2] for name in notes if name.startswith(("left", "not"))]
+    return ", ".join(reasons)[:120] or "no turn of an agent"
 
 
 def describe(counts: Counter) -> str:
@@ -126,78 +278,3 @@ def describe(counts: Counter) -> str:
     'kept 2, actions 9, dropped: no action to imitate 1'
     """
     return ", ".join(f"{reason} {n}" for reason, n in counts.items())
-
-
-# ---- the file, item by item ----------------------------------------------------------------
-
-
-def split_items(file: Path) -> Iterator[tuple[str, int, bytes]]:
-    """Stream (where, number, text) of every item of a JSON list, or of every line of JSON lines."""
-    try:
-        handle = file.open("rb")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); expected a log") from None
-    with handle:
-        head = handle.read(CHUNK).removeprefix(_BOM).lstrip()
-        if head.startswith(b"["):
-            for number, text in enumerate(_items(file, handle, head[1:]), start=1):
-                yield f"{file} item {number}", number, text
-            return
-        handle.seek(0)
-        number = 0
-        while line := handle.readline(MAX_ITEM):
-            number += 1
-            if len(line) == MAX_ITEM:
-                raise UserError(f"{file}:{number}: line of more than {MAX_ITEM >> 20} MiB")
-            if line := line.removeprefix(_BOM).strip():
-                yield f"{file}:{number}", number, line
-
-
-def _items(file: Path, handle: BinaryIO, buffer: bytes) -> Iterator[bytes]:
-    """The items of a top-level JSON list, whose "[" is already read.
-
-    Only strings and brackets are looked at, so a damaged item ends where it seems to end, and the
-    next one can be read. Whatever stands between two objects is an item too, and a bad one.
-    """
-    depth = start = at = 0  # start: of what was not yielded yet; at: where to look on
-    while True:
-        for match in _TOKEN.finditer(buffer, at):
-            byte, at = buffer[match.start()], match.end()
-            if byte == _QUOTE:
-                if at - match.start() == 1:
-                    at = match.start()  # it goes on in the next chunk
-                    break
-            elif byte in _OPENING:
-                if depth == 0 and (between := _bare(buffer[start : match.start()])):
-                    yield between
-                start = match.start() if depth == 0 else start
-                depth += 1
-            elif depth == 0:  # the end of the list
-                if between := _bare(buffer[start : match.start()]):
-                    yield between
-                _check_rest(file, buffer[match.end() :] + handle.read(CHUNK))
-                return
-            else:
-                depth -= 1
-                if depth == 0:
-                    yield buffer[start:at]
-                    start = at
-        chunk = handle.read(CHUNK)
-        if not chunk:
-            yield buffer[start:]  # cut short: no complete JSON value
-            return
-        buffer, at, start = buffer[start:] + chunk, at - start, 0
-        if len(buffer) > MAX_ITEM + CHUNK:
-            raise UserError(
-                f"{file}: an item starting with {buffer[:40]!r} does not end within "
-                f"{MAX_ITEM >> 20} MiB; is a quote or a bracket missing?"
-            )
-
-
-def _bare(text: bytes) -> bytes:
-    return text.strip(b" \t\r\n,")
-
-
-def _check_rest(file: Path, rest: bytes) -> None:
-    if rest.strip():
-        raise UserError(f"{file}: {rest.strip()[:40]!r}… after the end of the list")

@@ -1,10 +1,10 @@
 """Expert trajectories: read, write, index, collect. JSON lines are the one format on disk.
 
-One line is one trajectory (every field is documented in the README):
+One line is one trajectory (docs/logs.md documents every field):
 
     {"id": …, "task": …, "observations": [o_0, …], "actions": [a_0, …], "admissible": [[…], …] or
     absent,
-     "success": true, "split": "train", "source": "…"}
+     "success": true, "split": "train", "source": "…", "tools": [{…}, …] or absent}
 
 A file is streamed and indexed by byte offset, never read whole: 1 GB of logs costs a few megabytes.
 """
@@ -16,12 +16,15 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from miniact import UserError
+from miniact.data.containers import ENDINGS, read_items
+from miniact.data.readers import recognise
 from miniact.envs import Env
 from miniact.runs.files import read_jsonl
 from miniact.types import State, Step, Trajectory
@@ -39,7 +42,8 @@ def to_row(t: Trajectory) -> dict[str, Any]:
     }
     if any(s.admissible is not None for s in t.steps):
         row["admissible"] = [list(s.admissible or ()) for s in t.steps]
-    return {**row, "success": t.success, "split": t.split, "source": t.source}
+    row |= {"success": t.success, "split": t.split, "source": t.source}
+    return {**row, "tools": list(t.tools)} if t.tools else row
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
@@ -49,6 +53,14 @@ def _is_text(value: Any) -> TypeGuard[str]:
 
 def _are_texts(values: Any) -> bool:
     return isinstance(values, list) and all(map(_is_text, values))
+
+
+def _tools(tools: Any, where: str) -> tuple[dict[str, Any], ...]:
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UserError(f"{where}: tools must be a list of objects")
+    if not _is_text(json.dumps(tools, ensure_ascii=False)):
+        raise UserError(f"{where}: tools must be UTF-8")
+    return tuple(tools)
 
 
 def from_row(row: Any, where: str, default_id: str = "") -> Trajectory:
@@ -81,6 +93,8 @@ def from_row(row: Any, where: str, default_id: str = "") -> Trajectory:
         Step(o, a, tuple(m) if m else None) for o, a, m in zip(observations, actions, admissible)
     )
     success, id_ = row.get("success"), row.get("id")
+    if id_ is not None and not _is_text(str(id_)):
+        raise UserError(f"{where}: id must be UTF-8")
     if success not in (None, True, False):  # 1 and 0 will do
         raise UserError(f"{where}: success must be true, false or absent, got {success!r:.60}")
     return Trajectory(
@@ -90,6 +104,7 @@ def from_row(row: Any, where: str, default_id: str = "") -> Trajectory:
         success=None if success is None else bool(success),
         split=str(row.get("split") or "train"),
         source=str(row.get("source") or ""),
+        tools=_tools(row.get("tools") or [], where),
     )
 
 
@@ -192,7 +207,7 @@ def collect(env: Env, split: str, n: int, seed: int, source: str) -> Iterator[Tr
 
 
 def import_rows(source: str, columns: dict[str, str], skip_bad_rows: bool) -> Iterator[Trajectory]:
-    """Stream trajectories from a .jsonl file, a .parquet file or a Hugging Face dataset name.
+    """Stream trajectories from a file (JSON lines, .json, .gz, .parquet) or a Hugging Face dataset.
 
     "builtin:NAME" is a file that ships with miniact. columns maps our field names to the source's
     where they differ, e.g. {"task": "instruction"}.
@@ -206,10 +221,14 @@ def import_rows(source: str, columns: dict[str, str], skip_bad_rows: bool) -> It
     if path.suffix == ".jsonl":
         lines = read_jsonl(path, bad if skip_bad_rows else None)
         rows = ((f"{path}:{n}", row) for n, _, row in lines)
+    elif path.suffix != ".parquet" and (path.is_file() or path.suffix in ENDINGS):
+        rows = _any_file(path, bad if skip_bad_rows else None)
     else:
         rows = ((f"{source} row {n}", row) for n, row in enumerate(_dataset(source), start=1))
     good = 0
     for number, (where, row) in enumerate(rows, start=1):
+        if number == 1 and not columns:
+            _check_is_no_log(row, source)
         try:
             if isinstance(row, dict) and columns:
                 missing = [theirs for theirs in columns.values() if theirs not in row]
@@ -226,6 +245,28 @@ def import_rows(source: str, columns: dict[str, str], skip_bad_rows: bool) -> It
         raise UserError(f"{source}: no usable row; expected one trajectory per row")
     if bad:
         print(f"note: {source}: {len(bad)} of {good + len(bad)} rows skipped as malformed")
+
+
+def _any_file(path: Path, bad: list[int] | None) -> Iterator[tuple[str, Any]]:
+    """(where, row) of a file that may be a list, a document or packed."""
+    for where, number, item in read_items(path):
+        try:
+            yield where, item if isinstance(item, dict) else json.loads(item)
+        except (ValueError, RecursionError):
+            if bad is None:
+                raise UserError(f"{where}: not a complete JSON value: {item[:40]!r}…") from None
+            bad.append(number)
+
+
+def _check_is_no_log(row: Any, source: str) -> None:
+    """A log of some agent gets the way to import it rather than a missing field."""
+    if isinstance(row, dict) and {"task", "actions"} & set(row):
+        return
+    if form := recognise(row):
+        raise UserError(
+            f"env.trajectories: {source} is a log ({form.about}), not trajectories; first run "
+            f"miniact import {source} --out mine.jsonl"
+        )
 
 
 def _dataset(source: str) -> Iterable[dict]:
@@ -250,4 +291,4 @@ def hold_out(trajectories: Iterable[Trajectory], share: float) -> Iterator[Traje
     for t in trajectories:
         digest = hashlib.sha256(t.task.encode()).digest()
         held = int.from_bytes(digest[:8], "big") / 2**64 < share
-        yield Trajectory(t.id, t.task, t.steps, t.success, "heldout" if held else "train", t.source)
+        yield replace(t, split="heldout" if held else "train")

@@ -15,8 +15,8 @@ from make_logs import make
 
 import miniact
 from miniact import UserError
-from miniact.data import importing as importers
-from miniact.data.importing import describe, import_log, read_log, split_items
+from miniact.data import containers
+from miniact.data.importing import describe, import_log, read_log
 from miniact.data.trajectories import TrajectoryFile
 from miniact.method.rewards import same_action
 
@@ -95,7 +95,14 @@ def test_eto(tmp_path):
         ("On the desk 1, you see a pen 1.", "take pen 1 from desk 1"),
     ]
     assert trajectory.success is None and trajectory.source == "eto log.jsonl"
-    assert counts == {"kept": 1, "actions": 2}
+    assert counts == {
+        "kept": 1,
+        "actions": 2,
+        "left out: thought": 2,
+        "left out: opening rules and their OK": 1,
+        "left out: system prompt": 1,
+        "left out: field 'reward' of a row": 1,
+    }
 
 
 def test_eto_scienceworld_and_webshop_openings(tmp_path):
@@ -165,15 +172,17 @@ def test_chat(tmp_path):
     row = {"id": "g1", "success": True, "split": "test", "messages": messages}
     trajectory, counts = convert("chat", row, tmp_path)
     assert (trajectory.id, trajectory.success, trajectory.split) == ("g1", True, "test")
-    assert trajectory.task == "Win."
+    assert trajectory.task == "Win.\n[image]"
     assert steps(trajectory) == [
         ("A door.", "open door"),
         ("A wall.\n> hit wall\nOuch.", "go back"),
     ]
-    assert counts["left out: part without text"] == 1
+    assert counts["left out: image, sound or file"] == 1
     assert counts["left out: empty turn"] == 1
     assert counts["not imitated: weight is 0"] == 1
-    assert convert("chat", row, tmp_path, system_prompt=True)[0].task == "You play.\n\nWin."
+    assert (
+        convert("chat", row, tmp_path, system_prompt=True)[0].task == "You play.\n\nWin.\n[image]"
+    )
 
 
 def test_rows_without_an_id_are_numbered(tmp_path):
@@ -209,7 +218,7 @@ def test_tool_calls(tmp_path):
     same = '{"arguments": {"card": "Blue", "order": 5.0}, "name":"refund"}'
     assert same_action(trajectory.steps[1].action, same)
     assert counts["not imitated: text between tool calls"] == 1
-    assert counts["left out: text after the last tool call"] == 1
+    assert counts["left out: final answer (--keep-final-answer)"] == 1
 
 
 def test_parallel_calls_are_one_action_and_results_follow_their_calls(tmp_path):
@@ -279,13 +288,12 @@ def test_arguments_that_are_no_json_are_seen_but_not_imitated(tmp_path):
 
 GOOD = {"messages": [{"role": "user", "content": "Go."}, says("go")]}
 BAD_CHATS = {
-    "no field 'messages'": {"turns": []},
+    "no field 'messages'": {"rounds": []},
     "one message, expected one conversation": {"role": "user", "content": "x"},
     "messages: must be a list of objects": {"messages": "x"},
     "messages[0].role 'bot': unknown role": {"messages": [{"role": "bot", "content": "x"}]},
     "messages[0].content: must be a text": {"messages": [{"role": "user", "content": 5}]},
     "no task": {"messages": [says("go")]},
-    "no action to imitate": {"messages": [{"role": "user", "content": "x"}]},
     "--format toolcalls": {"messages": [says(None, call("a", "b", {}))]},
     "UTF-8": {"messages": [{"role": "user", "content": "half \ud800"}, says("go")]},
 }
@@ -356,8 +364,8 @@ def test_what_cannot_be_split_stops(tmp_path, monkeypatch):
     log.write_text(json.dumps([ETO]) + "garbage")
     with pytest.raises(UserError, match="after the end of the list"):
         list(read_log(log, "eto", Counter()))
-    monkeypatch.setattr(importers, "MAX_ITEM", 2000)
-    monkeypatch.setattr(importers, "CHUNK", 100)
+    monkeypatch.setattr(containers, "MAX_ITEM", 2000)
+    monkeypatch.setattr(containers, "CHUNK", 100)
     log.write_text('[{"id": "' + 5000 * "x")
     with pytest.raises(UserError, match="quote or a bracket missing"):
         list(read_log(log, "eto", Counter(), skip_bad_rows=True))
@@ -373,13 +381,24 @@ def test_user_errors(tmp_path):
     log.write_text("")
     with pytest.raises(UserError, match="no usable conversation"):
         import_log(log, "eto", out)
-    with pytest.raises(UserError, match="expected one of eto, agenttraj, chat, toolcalls"):
+    with pytest.raises(UserError, match="expected one of codex, claude-code"):
         import_log(log, "csv", out)
     with pytest.raises(UserError, match="is the log itself"):
         import_log(log, "eto", log)
     with pytest.raises(UserError, match="heldout-share"):
         import_log(log, "eto", out, heldout_share=1.0)
     assert not out.exists()
+
+
+def test_rows_without_an_action_are_counted(tmp_path):
+    log, out = tmp_path / "log.jsonl", tmp_path / "out.jsonl"
+    silent = {"messages": [{"role": "user", "content": "x"}]}
+    log.write_text("\n".join(map(json.dumps, [GOOD, silent])))
+    counts = import_log(log, None, out)
+    assert counts["left out: dialogue without an action (no turn of an agent)"] == 1
+    log.write_text(json.dumps(silent))
+    with pytest.raises(UserError, match=r"no usable conversation .*without an action"):
+        import_log(log, None, out)
 
 
 def test_held_out_by_task(tmp_path):
@@ -422,11 +441,11 @@ def test_split_is_json_loads_whatever_the_chunks(tmp_path_factory, rows, chunk, 
     text = json.dumps(rows, indent=indent, ensure_ascii=ascii_)
     file = tmp_path_factory.getbasetemp() / "split.json"
     file.write_text(f"\ufeff \n{text}\n ", encoding="utf-8", errors="surrogatepass")
-    before, importers.CHUNK = importers.CHUNK, max(chunk, 6)
+    before, containers.CHUNK = containers.CHUNK, max(chunk, 6)
     try:
-        found = list(split_items(file))
+        found = list(containers.read_items(file))
     finally:
-        importers.CHUNK = before
+        containers.CHUNK = before
     texts = [text.decode("utf-8", "surrogatepass") for _, _, text in found]
     assert [json.loads(text) for text in texts] == rows
     assert [number for _, number, _ in found] == list(range(1, len(rows) + 1))
@@ -460,11 +479,13 @@ MESSAGE = st.fixed_dictionaries(
 @given(st.lists(MESSAGE, max_size=8))
 def test_no_result_is_lost_and_every_action_is_a_call(messages):
     """Whatever the order of messages: one action per message with good calls, results kept."""
-    from miniact.data.chat import from_tool_calls
-    from miniact.data.formats import BadRow
+    from miniact.data.dialogue import BadRow
+    from miniact.data.folding import Folding, fold
+    from miniact.data.readers.rows import read_row
 
     try:
-        row = from_tool_calls({"messages": messages}, Counter(), False)
+        (dialogue,) = read_row({"messages": messages}, Counter())
+        row = fold(dialogue, Folding(calls=True), Counter())
     except BadRow:
         return
     assert len(row["observations"]) == len(row["actions"])

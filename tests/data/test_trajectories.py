@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import tracemalloc
 
@@ -396,3 +397,38 @@ def test_read_jsonl_gives_lines_and_offsets(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_bytes('{"a": "é"}\n\n{"b": 1}'.encode())
     assert list(read_jsonl(path)) == [(1, 0, {"a": "é"}), (3, 13, {"b": 1})]
+
+
+# ---- files given as env.trajectories -------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.jsonl.gz", "t.data"])
+def test_a_file_that_exists_is_read_and_not_looked_up(name, tmp_path):
+    rows = [to_row(simple("a")), to_row(simple("b"))]
+    text = json.dumps(rows, indent=1).encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    read = list(import_rows(str(tmp_path / name), {}, False))
+    assert [t.id for t in read] == ["a", "b"]
+
+
+def test_a_file_that_is_missing_is_not_looked_up(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        list(import_rows(str(tmp_path / "none.json"), {}, False))
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "log.json"])
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_raw_log_gets_the_way_to_import_it(name, skip, tmp_path):
+    turns = [{"role": "user", "content": "Win."}, {"role": "assistant", "content": "go"}]
+    (tmp_path / name).write_text(json.dumps({"messages": turns}))
+    with pytest.raises(UserError, match=rf"\(OpenAI chat messages\).* miniact import .*{name}"):
+        list(import_rows(str(tmp_path / name), {}, skip))
+
+
+def test_tools_are_kept(tmp_path):
+    tools = ({"type": "function", "function": {"name": "f"}},)
+    file = write(tmp_path / "t.jsonl", dataclasses.replace(simple("a"), tools=tools))
+    assert file.read(0).tools == tools
+    assert next(hold_out([file.read(0)], 1.0)).tools == tools
+    with pytest.raises(UserError, match="x: tools must be a list of objects"):
+        from_row({**ROW, "tools": [1]}, "x")
