@@ -13,15 +13,17 @@ are dropped before the backward pass (their gradient is exactly 0 at β = 0) and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from miniact import UserError
 from miniact.backends.protocol import Policy
 from miniact.config.sections import GRPOConfig
 from miniact.method.losses import GRPOLoss
-from miniact.types import Completion, Group, Rollout, Sample, Scorer
+from miniact.types import Completion, Group, Rollout, Sample, Scored, Scorer
 
 EPSILON = 1e-4  # keeps the division finite; rewards are of order 1
 
@@ -113,7 +115,7 @@ def grpo_step(
     answers = policy.sample(prompts, config.group_size, config.max_tokens, config.temperature, seed)
     rollouts = []
     for prompt, samples, score in zip(prompts, answers, scorers, strict=True):
-        scored = [score(sample) for sample in samples]
+        scored = [checked(score(sample)) for sample in samples]
         reward_G = np.array([s.reward for s in scored])
         advantage_G = advantages(reward_G, scale=config.variant != "dr_grpo")
         rollouts.append(Rollout(prompt, samples, scored, advantage_G))
@@ -129,6 +131,16 @@ def grpo_step(
         passes = config.updates + (config.updates > 1) + (config.beta > 0)
         metrics["tokens"] += passes * sum(g.size for g in trained)
     return metrics, rollouts
+
+
+def checked(scored: Scored) -> Scored:
+    """What a scorer said. UserError if that is no score, before anything is learned from it."""
+    if not isinstance(scored, Scored) or not math.isfinite(scored.reward):
+        raise UserError(
+            f"a scorer returned {scored!r:.80}; expected Scored(reward, correct, valid) with a "
+            "finite reward"
+        )
+    return scored
 
 
 def update(policy: Policy, groups: list[Group], config: GRPOConfig, lr: float) -> dict[str, float]:

@@ -122,6 +122,8 @@ def imitate(stage: Stage, step: int, examples: Sequence[Example]) -> dict[str, f
 
     Only replies are trained, never prompts or observations. Returns the metrics.
     """
+    if not examples:
+        raise UserError("imitate: no examples; expected prompts and the replies to imitate")
     config = stage.config
     groups = [Group(prompt.tokens, (Completion(reply),)) for prompt, reply in examples]
     metrics = stage.policy.forward_backward(weigh(groups, "dapo", 0), cross_entropy)
@@ -141,6 +143,11 @@ def reinforce(
     Returns the metrics. The seed of the answers follows from the stage's and the step: going on
     after a kill samples what would have been sampled.
     """
+    if not prompts or len(prompts) != len(scorers):
+        raise UserError(
+            f"reinforce: {len(prompts)} prompts and {len(scorers)} scorers; expected a scorer for "
+            "each prompt"
+        )
     config, lr = stage.config, learning_rate(stage.config, step)
     tokens = [prompt.tokens for prompt in prompts]
     metrics, rollouts = grpo_step(stage.policy, tokens, scorers, config, lr, seed=stage.seed + step)

@@ -108,3 +108,34 @@ def test_nothing_is_loaded_before_it_is_used(used, absent):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'imitation'"):
         _ = miniact.imitation
+
+
+@pytest.fixture(scope="module")
+def stage() -> miniact.Stage:
+    config = miniact.load_config("household")
+    policy = miniact.load_policy(config.model)
+    return miniact.Stage(policy, miniact.Prompter(policy.tokenizer, config.prompt), config.stage.rl)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "scores", "message"),
+    [
+        (1, [1.0], "a scorer returned 1.0; expected Scored"),
+        (1, [miniact.Scored(float("nan"), True, True)], "a scorer returned Scored.reward=nan"),
+        (2, [miniact.Scored(1.0, True, True)], "2 prompts and 1 scorers"),
+        (0, [], "0 prompts and 0 scorers"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_teaches_nothing(
+    stage, tmp_path, prompts, scores, message
+):
+    prompt = stage.prompter.action(miniact.State("0", "take the mug", (), "a mug"))
+    stage.policy.save_adapter(tmp_path / "before")
+    with pytest.raises(miniact.UserError, match=message):
+        scorers = [lambda _, score=score: score for score in scores]
+        miniact.reinforce(stage, 0, [prompt] * prompts, scorers)
+    with pytest.raises(miniact.UserError, match="imitate: no examples"):
+        miniact.imitate(stage, 0, [])
+    stage.policy.save_adapter(tmp_path / "after")
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes()
