@@ -14,12 +14,15 @@ workers.py        an environment in a process of its own
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from miniact import UserError
 from miniact.config.plugins import is_plugin, resolve
 from miniact.config.strict import suggestion
+
+OVER = "No episode is running."
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +119,21 @@ def build_env(name: str, target: str, options: dict[str, Any]) -> Env:
         raise UserError(f"env.options: {name} does not take {options}: {error}") from None
     _check_protocol(name, env)
     return env
+
+
+def check_extra(name: str, *modules: str) -> None:
+    """Raises UserError where a module of an optional extra cannot be imported."""
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f'{name} is an extra: run `pip install "miniact[{name}]"` ({error})'
+        ) from None
+
+
+def check_names(problem: str, known: Iterable[str], *names: str) -> None:
+    """Raises UserError, which begins with `problem`, on a name that is not among the known."""
+    for name in names:
+        if name not in known:
+            raise UserError(f"{problem} {name!r}, one of {', '.join(known)}")

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import yaml
 
 from miniact import UserError
-from miniact.envs import Turn
+from miniact.envs import Turn, check_names
 
 NOTHING = "Nothing happens."
 LAMP = "desklamp"  # the one object that cannot be taken
@@ -166,8 +166,7 @@ class Household:
 
     def tasks(self, split: str, n: int, seed: int) -> list[str]:
         """n distinct task ids, the six types in turn."""
-        if split not in self.splits:
-            raise UserError(f"household: unknown split {split!r}, expected one of {self.splits}")
+        check_names("household: unknown split", self.splits, split)
         rng = random.Random(f"{split}/{seed}")
         per_type = min(-(-max(n, 0) // len(TASK_TYPES)), NUMBERS)
         rows = zip(*[rng.sample(range(NUMBERS), per_type) for _ in TASK_TYPES])

@@ -23,15 +23,16 @@ import subprocess
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
 from miniact import UserError
-from miniact.envs import Turn
+from miniact.envs import OVER, Turn, check_extra, check_names
 
 # The tasks and how many variations each has: known here, so that listing them takes no JVM. The
 # official split gives the first half to train, the next quarter to dev, the rest to test.
@@ -46,7 +47,6 @@ _SIMPLIFICATIONS = (
 _UNKNOWN = "No known action matches that input."  # costs no time, changes nothing
 _CANCELLED = "Unknown action."  # no answer to "Ambiguous request: …": costs one tick of time
 STOPPED = "The simulator stopped."
-OVER = "No episode is running."
 _JAVA_FLAGS = (
     "-XX:+IgnoreUnrecognizedVMOptions",
     "-XX:+UnlockExperimentalVMOptions",
@@ -76,33 +76,29 @@ class ScienceWorld:
         timeout_s: float = 300,
     ) -> None:
         self._names = list(_VARIATIONS) if tasks is None else tasks
-        for name in self._names:
-            _check(name, _VARIATIONS, "env.options.tasks")
+        check_names("env.options.tasks: unknown name", _VARIATIONS, *self._names)
         self._simplifications = [name for name in simplifications.split(",") if name]
-        for name in self._simplifications:
-            _check(name, _SIMPLIFICATIONS, "env.options.simplifications")
+        check_names(
+            "env.options.simplifications: unknown name", _SIMPLIFICATIONS, *self._simplifications
+        )
         self._max_steps = max_steps
         self._list_actions = list_actions
         self._timeout_s = timeout_s
         self._java = _find_java()
         self._jvm: _Jvm | None = None
-        self._task_id = ""
-        self._steps = 0
-        self._touched = False  # has any action applied in this episode?
-        self._gold: list[str] | None = None  # the expert's next actions; None: it has no plan
+        self._plan: list[str] | None = None  # the expert's next actions; None: not asked yet
         self._last = Turn(OVER, done=True)
 
     def tasks(self, split: str, n: int, seed: int) -> list[str]:
         """n distinct task ids of a split, dealt out evenly: one of each task, then another."""
-        _check(split, self.splits, "ScienceWorld split")
+        check_names("ScienceWorld split: unknown name", self.splits, split)
         names = random.Random(f"{split}/{seed}").sample(self._names, len(self._names))
         decks = []
         for name in names:
             ids = [f"{name}/{split}/{i}" for i in _variations(name, split)]
             random.Random(f"{name}/{split}/{seed}").shuffle(ids)
             decks.append(ids)
-        rounds = max(map(len, decks), default=0)
-        return [deck[i] for i in range(rounds) for deck in decks if i < len(deck)][:n]
+        return [task_id for deal in zip_longest(*decks) for task_id in deal if task_id][:n]
 
     def reset(self, task_id: str) -> tuple[str, Turn]:
         """Start an episode, and a new JVM if there is none or the last one died."""
@@ -122,9 +118,16 @@ class ScienceWorld:
             return replace(self._last, observation=OVER, applied=False)
         self._steps += 1
         try:
-            self._last = self._act(self._jvm, action)
+            self._jvm.seed(self._task_id)
+            answer = self._jvm.ask("step", action.encode(errors="replace").decode())
+            self._last = self._turn(self._jvm, answer)
         except _StoppedError:
             self._last = Turn(STOPPED, done=True, score=self._last.score, applied=False, lost=True)
+            return self._last
+        if self._plan and action == self._plan[0]:
+            self._plan = self._plan[1:]
+        elif answer != _UNKNOWN:
+            self._plan = []
         return self._last
 
     def admissible(self) -> tuple[str, ...] | None:
@@ -146,12 +149,14 @@ class ScienceWorld:
 
         Ask before the first action: the plan is made only then (0.2-4 s; Mendelian genetics 30 s).
         """
-        if self._gold is None and not self._touched and not self._last.done:
+        if self._last.done:
+            return None
+        if self._plan is None:
             try:
                 self._load(gold=True)
             except _StoppedError:
                 return None
-        return self._gold[0] if self._gold and not self._last.done else None
+        return self._plan[0] if self._plan else None
 
     def close(self) -> None:
         """Stop the JVM; an episode in progress is lost. The next reset starts another."""
@@ -169,20 +174,9 @@ class ScienceWorld:
         self._jvm.ask("step", "look around")  # takes no time; until then, the score is the last one
         if not gold:
             self._steps = 0
-        self._touched = False
-        self._gold = self._jvm.ask_list("getGoldActionSequence") if gold else None
+        self._plan = self._jvm.ask_list("getGoldActionSequence") if gold else None
         self._last = self._turn(self._jvm, "")
         return self._jvm.ask("getTaskDescription"), self._last
-
-    def _act(self, jvm: _Jvm, action: str) -> Turn:
-        jvm.seed(self._task_id)
-        answer = jvm.ask("step", action.encode(errors="replace").decode())
-        if self._gold and action == self._gold[0]:
-            self._gold = self._gold[1:]
-        elif answer != _UNKNOWN:
-            self._gold = None
-        self._touched = self._touched or answer != _UNKNOWN
-        return self._turn(jvm, answer)
 
     def _turn(self, jvm: _Jvm, answer: str) -> Turn:
         """The answer with the room and the inventory; to look at them takes no time."""
@@ -212,6 +206,7 @@ class _Jvm:
         from scienceworld.constants import JAR_PATH
 
         classpath = os.pathsep.join((find_jar_path(), JAR_PATH))
+        # Not py4j's own launch_gateway: it forks Python code, which can hang where threads run.
         server = ["py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0"]
         folder = tempfile.TemporaryDirectory(prefix="scienceworld-")  # it writes a table of types
         self._process = subprocess.Popen(
@@ -289,23 +284,18 @@ def _drain(stream: IO[bytes]) -> None:
 
 def _find_java() -> str:
     """The Java to run, found before the package is asked for anything."""
-    try:
-        import scienceworld  # noqa: F401
-    except ImportError:
-        raise UserError(
-            'ScienceWorld is an extra: run `pip install "miniact[scienceworld]"`'
-        ) from None
+    check_extra("scienceworld", "scienceworld")
     home = os.environ.get("JAVA_HOME")
     folders = [os.path.join(home, "bin"), None] if home else [None]  # None: those of PATH
-    found = "none"
+    unfit = "none"
     for java in filter(None, [shutil.which("java", path=folder) for folder in folders]):
-        done = subprocess.run([java, "-version"], capture_output=True, text=True)
-        version = re.search(r'version "(?:1\.)?(\d+)', done.stderr + done.stdout)  # "1.8.0", "17.0"
-        if done.returncode == 0 and version and int(version[1]) >= 8:
+        ran = subprocess.run([java, "-version"], capture_output=True, text=True)
+        version = re.search(r'version "(?:1\.)?(\d+)', ran.stderr + ran.stdout)  # "1.8.0", "17.0"
+        if ran.returncode == 0 and version and int(version[1]) >= 8:
             return java
-        found = f"{java} ({version[1] if version else 'which does not run'})"
+        unfit = f"{java} ({version[1] if version else 'which does not run'})"
     raise UserError(
-        f"ScienceWorld needs Java 8 or newer, found {found}. Debian or Ubuntu: "
+        f"ScienceWorld needs Java 8 or newer, found {unfit}. Debian or Ubuntu: "
         "`sudo apt install default-jre-headless`; macOS: `brew install --cask temurin`; "
         "Windows: `winget install EclipseAdoptium.Temurin.21.JRE`, then open a new terminal"
     )
@@ -313,10 +303,9 @@ def _find_java() -> str:
 
 def _variations(name: str, split: str) -> range:
     """The official split of a task's variations."""
-    quarter = _VARIATIONS[name] // 4
-    bounds = [0, 2 * quarter, 3 * quarter, _VARIATIONS[name]]
-    i = ScienceWorld.splits.index(split)
-    return range(bounds[i], bounds[i + 1])
+    n = _VARIATIONS[name]
+    half, most = n // 4 * 2, n // 4 * 3
+    return {"train": range(half), "dev": range(half, most), "test": range(most, n)}[split]
 
 
 def _parse(task_id: str) -> tuple[str, int]:
@@ -326,11 +315,6 @@ def _parse(task_id: str) -> tuple[str, int]:
             if number in map(str, _variations(name, split)):
                 return name, int(number)
     raise UserError(f"{task_id!r} is no ScienceWorld task; they look like 'boil/train/12'")
-
-
-def _check(name: str, known: Iterable[str], where: str) -> None:
-    if name not in known:
-        raise UserError(f"{where}: unknown name {name!r}, one of {', '.join(known)}")
 
 
 def _tidy(text: str) -> str:

@@ -32,6 +32,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from miniact import UserError
+from miniact.envs import check_extra
 
 _GOAL = re.compile(r'(?<="Your task is to: )[^"]*?(?=\.?")')
 _GOAL_MARK = "UNKNOWN GOAL"
@@ -41,14 +42,7 @@ NOTHING = "Nothing happens."
 
 def require_alfworld() -> None:
     """Raises UserError where the extra is missing."""
-    try:
-        import alfworld  # noqa: F401
-        import fast_downward  # noqa: F401
-        import textworld.envs.pddl  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f'ALFWorld is an extra: run `pip install "miniact[alfworld]"` ({error})'
-        ) from None
+    check_extra("alfworld", "alfworld", "fast_downward", "textworld.envs.pddl")
 
 
 def alfworld_folder() -> Path:
@@ -78,6 +72,11 @@ class GameFile:
     sas: str  # … and the same as the text that the C library reads
 
 
+def bad_file(file: Path, problem: str, error: BaseException) -> UserError:
+    reason = f"{type(error).__name__}: {error}".replace("\n", " ")
+    return UserError(f"{file}: {problem} ({reason:.100}); fetch it again")
+
+
 @functools.lru_cache(maxsize=128)
 def read_game(file: Path) -> GameFile:
     """Read a `game.tw-pddl`. Raises UserError when it is no game or cannot be solved."""
@@ -85,23 +84,17 @@ def read_game(file: Path) -> GameFile:
         data = json.loads(file.read_text(encoding="utf-8"))
         domain, grammar, problem = (data[k] for k in ("pddl_domain", "grammar", "pddl_problem"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-        raise UserError(
-            f"{file}: not a readable ALFWorld game ({reason:.100}); fetch it again"
-        ) from None
-    found = _GOAL.search(grammar)
+        raise bad_file(file, "not a readable ALFWorld game", error) from None
+    goal = _GOAL.search(grammar)
     with _PACKAGE:
         try:
             logic = _parse_logic(domain, _GOAL.sub(_GOAL_MARK, grammar))
             task, sas = _translate(domain, problem)
         except (Exception, SystemExit) as error:  # the translator may even exit
-            reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-            raise UserError(
-                f"{file}: a damaged ALFWorld game ({reason:.100}); fetch it again"
-            ) from None
+            raise bad_file(file, "a damaged ALFWorld game", error) from None
     if "Atom dummy(val1)" in sas:  # what the translator makes of it; the package: KeyError 'val1'
         raise UserError(f"{file}: this ALFWorld game cannot be solved; delete its folder")
-    return GameFile(problem, found[0] if found else "", logic, task, sas)
+    return GameFile(problem, goal[0] if goal else "", logic, task, sas)
 
 
 @functools.lru_cache(maxsize=8)
@@ -247,8 +240,8 @@ class Game:
         """One text for each way in which the condition of `{expression | condition}` holds."""
         mappings = [mapping]
         if symbol.given:
-            found = self.state.all_assignments(_parse_query(symbol.given), mapping)
-            mappings = [{**mapping, **match} for match in found]
+            matches = self.state.all_assignments(_parse_query(symbol.given), mapping)
+            mappings = [{**mapping, **match} for match in matches]
         for each in mappings:
             yield "".join(self._texts([symbol.expression], each))
 

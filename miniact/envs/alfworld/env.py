@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from miniact import UserError
 from miniact.backends.models import cache_root
-from miniact.envs import Turn
-from miniact.envs.alfworld.engine import NOTHING, Game, read_game, require_alfworld
+from miniact.envs import OVER, Turn, check_names
+from miniact.envs.alfworld.engine import NOTHING, Game, bad_file, read_game, require_alfworld
 from miniact.envs.alfworld.expert import Expert
 from miniact.envs.alfworld.games import SPLITS, TASK_TYPES, TREE, generate
 
-OVER = "No episode is running."
 _HELP = "help"
 _GENERATED = {"train": 300, "valid_seen": 140, "valid_unseen": 134}  # seen, unseen: as official
 _TASK = "Your task is to: "
@@ -51,9 +49,8 @@ class ALFWorld:
     ) -> None:
         require_alfworld()
         self._types = TASK_TYPES if types is None else types
-        for name in self._types:
-            _check(name, TASK_TYPES, "env.options.types")
-        _check(expert, ("explorer", "oracle"), "env.options.expert")
+        check_names("env.options.types: unknown name", TASK_TYPES, *self._types)
+        check_names("env.options.expert: unknown name", ("explorer", "oracle"), expert)
         self._knows_all = expert == "oracle"
         self._max_steps = max_steps
         self._root = _find_games(data)
@@ -65,7 +62,7 @@ class ALFWorld:
 
     def tasks(self, split: str, n: int, seed: int) -> list[str]:
         """n distinct task ids of a split. Games that are marked as unsolvable are left out."""
-        _check(split, self.splits, "ALFWorld split")
+        check_names("ALFWorld split: unknown name", self.splits, split)
         ids = sorted(self._games(split))
         random.Random(f"{split}/{seed}").shuffle(ids)
         chosen: list[str] = []
@@ -177,15 +174,9 @@ def _read_trajectory(folder: Path) -> dict:
     file = folder / "traj_data.json"
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        _check(data["task_type"], TASK_TYPES, str(file))
+        check_names(f"{file}: unknown name", TASK_TYPES, data["task_type"])
         for name in ("object_target", "parent_target", "toggle_target"):
             data["pddl_params"][name].lower()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-        raise UserError(f"{file}: not readable ({reason:.100}); fetch it again") from None
+        raise bad_file(file, "not readable", error) from None
     return data
-
-
-def _check(name: str, known: Iterable[str], where: str) -> None:
-    if name not in known:
-        raise UserError(f"{where}: unknown name {name!r}, one of {', '.join(known)}")

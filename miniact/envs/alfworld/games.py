@@ -24,6 +24,7 @@ from pathlib import Path
 import filelock
 
 from miniact import UserError
+from miniact.envs import check_names
 from miniact.envs.alfworld.engine import alfworld_folder, require_alfworld, visible_names
 
 TREE = "json_2.1.1"
@@ -55,9 +56,7 @@ def generate(out: Path, counts: dict[str, int], seed: int) -> dict[str, int]:
     """
     require_alfworld()
     out = Path(out).expanduser()
-    for split in counts:
-        if split not in SPLITS:
-            raise UserError(f"alfworld games: unknown split {split!r}, one of {', '.join(SPLITS)}")
+    check_names("alfworld games: unknown split", SPLITS, *counts)
     try:
         done = _done(out, seed)
         if all(done.get(split, 0) >= count for split, count in counts.items()):

@@ -23,7 +23,7 @@ from functools import partial
 from typing import NamedTuple
 
 from miniact import UserError
-from miniact.envs import Turn
+from miniact.envs import OVER, Turn, check_extra, check_names
 from miniact.envs.webshop.catalogue import catalogue
 from miniact.envs.webshop.data import Product, open_folder, parse
 from miniact.envs.webshop.expert import choices, queries
@@ -32,7 +32,6 @@ from miniact.envs.webshop.search import Index, open_index
 
 ON_A_PAGE = 10  # results
 SUB_PAGES = ("Description", "Features", "Reviews")
-OVER = "No episode is running."
 ACTIONS = "Answer with search[words], or with click[…] and a button, product or option of the page."
 TEST, DEV = 500, 1000  # goals of the official splits; the rest is train
 
@@ -81,14 +80,7 @@ class WebShop:
             raise UserError(f"env.options: max_steps is {max_steps}, expected 1 or more")
         if goals not in ("human", "synthetic"):
             raise UserError(f"env.options: goals is {goals!r}, expected human or synthetic")
-        try:
-            import bm25s  # noqa: F401
-            import rapidfuzz  # noqa: F401
-            import Stemmer  # noqa: F401
-        except ImportError as error:
-            raise UserError(
-                f'WebShop is an extra ({error}): run `pip install "miniact[webshop]"`'
-            ) from None
+        check_extra("webshop", "bm25s", "rapidfuzz", "Stemmer")
         self._nouns = spacy_nouns(spacy_model) if spacy_model else nouns
         self._shop = open_shop(data, goals)
         self._max_steps = max_steps
@@ -145,8 +137,7 @@ class WebShop:
 
     def _numbers(self, split: str) -> range:
         """The numbers of a split's goals."""
-        if split not in self.splits:
-            raise UserError(f"WebShop: unknown split {split!r}, expected one of {self.splits}")
+        check_names("WebShop: unknown split", self.splits, split)
         n = len(self._shop.goals)
         first, second = min(TEST, n // 6), min(TEST + DEV, n // 2)
         return {"test": range(first), "dev": range(first, second), "train": range(second, n)}[split]
