@@ -51,6 +51,7 @@ SMALL = (
     *("eval.episodes=2", "eval.states=4", "eval.pairs=4"),
 )
 NOT_COMPARED = re.compile(r"environment\.json|tensorboard/.*|\.lock")
+CHANCES = (1, 1 / 3, 1 / 3, 0)  # of a first, second and third kill
 LIMIT_S = 900  # a run that takes longer hangs
 
 STARTING, TRAINING = "starting", "training"
@@ -59,7 +60,7 @@ ACTIVITIES = (  # what the last file event of a run says it was doing, the first
     (r"rename stages/\S+/checkpoint|rename stages/\S+/pairs", TRAINING),
     (r"rename stages/\S+/eval", TRAINING),
     (r"rename trajectories", "sampling pairs"),
-    (r"rename pairs.counts", "evaluating"),
+    (r"rename pairs.jsonl", "evaluating"),
     (r"\S+ trajectories", "collecting"),
     (r"\S+ (stages/\S+/)?pairs", "sampling pairs"),
     (r"\S+ stages/\S+/checkpoint", "writing a checkpoint"),
@@ -232,7 +233,7 @@ def trial(number: int, seed: int, folder: Path, whole: Played) -> dict[str, Any]
     kills: list[str] = []
     moments: list[dict[str, Any]] = []
     started = time.monotonic()
-    for chance in (1, 1 / 3, 1 / 3, 0):
+    for chance in CHANCES:
         kill = draw_moment(rng, whole) if rng.random() < chance else NEVER
         moments.append(asdict(kill))
         played = run_in_fork(out, kill)

@@ -143,11 +143,11 @@ def environment(config: Config) -> dict[str, Any]:
 def write_config(config: Config, out: Path) -> None:
     if config.prompt.wording:  # the run goes on with the words that it began with
         write_text(out / "wording.txt", Wording(config.prompt).text)
-    write_text(
+    write_json(out / "environment.json", environment(config))
+    write_text(  # the last: where it is, the others are
         out / "config.yaml",
         yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True),
     )
-    write_json(out / "environment.json", environment(config))
 
 
 def check_code(config: Config) -> None:

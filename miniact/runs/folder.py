@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -111,8 +112,19 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         self._lock.__enter__()
+        self._sweep()
         self.stopper.__enter__()
         return self
+
+    def _sweep(self) -> None:
+        """Remove what a kill left: unfinished parts, and checkpoints of stages that are done."""
+        if not (self.path / "config.yaml").is_file():
+            return  # not a run's folder yet: whose files these are is not known
+        leftovers = [*self.path.glob("*.part"), *self.path.glob("stages/*/*.part")]
+        for adapter in self.path.glob("stages/*/adapter"):
+            leftovers += adapter.parent.glob("checkpoint-*")
+        for path in leftovers:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def __exit__(self, *exc: object) -> None:
         self.stopper.__exit__(*exc)

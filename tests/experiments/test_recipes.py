@@ -19,7 +19,7 @@ from tiny_models import write_model
 from miniact import UserError
 from miniact.config import load_config
 from miniact.experiments.data import Workshop, make_data
-from miniact.experiments.pipeline import resume_run, start_run
+from miniact.experiments.pipeline import resume_run, start_run, write_config
 from miniact.method.controls.reflections import read_reflections
 from miniact.method.pairs import read_pairs
 from miniact.runs.folder import RunFolder
@@ -134,6 +134,13 @@ def test_a_model_that_can_not_reflect_is_told_so(scripted_policy, tmp_path, monk
     with pytest.raises(UserError, match=r"reflections: all were filtered out \(.*unparseable"):
         run(tmp_path, *TAGS, "recipe=reflect")
     assert not (tmp_path / "reflections.jsonl").exists()  # so the next run makes them anew
+
+
+def test_a_run_that_has_its_config_has_all_that_comes_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("miniact.experiments.pipeline.environment", lambda config: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_config(config_of(), tmp_path)
+    assert not (tmp_path / "config.yaml").exists()  # so the next start writes both
 
 
 # ---- real models -------------------------------------------------------------------------------

@@ -67,6 +67,22 @@ def test_a_killed_stage_goes_on_where_its_checkpoint_was(tmp_path, tokenizer, st
     assert (stage / "adapter" / "weights.json").read_text() == "10"
 
 
+def test_what_a_kill_leaves_is_swept_up_and_nothing_else(tmp_path):
+    done, begun = tmp_path / "stages" / "1-il", tmp_path / "stages" / "2-act"
+    kept = [done / "adapter" / "w", begun / "checkpoint-0000002" / "w", tmp_path / "pairs.jsonl"]
+    left = [done / "checkpoint-0000004" / "w", begun / "checkpoint-0000003.part" / "w"]
+    left += [done / "eval.json.part", tmp_path / "pairs.jsonl.part"]
+    for file in (*kept, *left):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    with RunFolder(tmp_path):
+        assert all(file.exists() for file in left)  # no run's folder: somebody else's files
+    (tmp_path / "config.yaml").touch()
+    with RunFolder(tmp_path):
+        assert not any(file.exists() for file in left) and all(file.exists() for file in kept)
+        assert not (done / "checkpoint-0000004").exists()
+
+
 def test_a_half_written_line_is_dropped_on_resume(tmp_path, tokenizer):
     config = ILConfig(steps=6, checkpoint_every=2)
     with RunFolder(tmp_path) as run:

@@ -1,0 +1,70 @@
+"""The soak sees what it is there to see: a changed byte, a lost file, a leftover, a real run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+from soak import Moment, activity, compare, main
+
+
+def test_it_sees_every_difference_but_the_clock(tmp_path):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    (whole / "stages" / "1-il").mkdir(parents=True)
+    (whole / "metrics.jsonl").write_text('{"stage": "1-il", "loss": 0.5, "time": 1.0}\n')
+    (whole / "results.json").write_text('{"results": {"base": 1}, "seconds": {"il": 2}}')
+    (whole / "environment.json").write_text("{}")
+    (whole / "stages" / "1-il" / "weights").write_bytes(b"\x00\x01")
+    shutil.copytree(whole, again)
+    (again / "metrics.jsonl").write_text('{"stage": "1-il", "loss": 0.5, "time": 9.0}\n')
+    (again / "results.json").write_text('{"results": {"base": 1}, "seconds": {"il": 7}}')
+    (again / "environment.json").write_text('{"command": 1}')
+    assert not any(compare(again, whole).values())
+
+    (again / "metrics.jsonl").write_text('{"stage": "1-il", "loss": 0.6, "time": 1.0}\n')
+    (again / "results.json").unlink()
+    (again / "stages" / "1-il" / "weights").write_bytes(b"\x00\x02")
+    (again / "stages" / "1-il" / "adapter.part").mkdir()
+    assert compare(again, whole) == {
+        "different": ["metrics.jsonl", "results.json", "stages/1-il/weights"],
+        "leftovers": ["stages/1-il/adapter.part"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("event", "name"),
+    {
+        "open environment.json.part": "starting",
+        "open trajectories.jsonl.part": "collecting",
+        "rename trajectories.jsonl.part": "sampling pairs",
+        "rename pairs.jsonl.part": "evaluating",
+        "open metrics.jsonl": "training",
+        "mkdir stages/2-act/checkpoint-0000001.part": "writing a checkpoint",
+        "rename stages/2-act/checkpoint-0000001.part": "training",
+        "open stages/2-act/pairs-0000001.jsonl.part": "sampling pairs",
+        "open stages/2-act/adapter.part/adapter_config.json": "writing an adapter",
+        "rename stages/2-act/adapter.part": "evaluating",
+        "open stages/2-act/eval.json.part": "writing an evaluation",
+        "open results.txt.part": "writing the report",
+    }.items(),
+)
+def test_it_says_what_a_run_was_doing(event, name):
+    assert activity(event) == name
+
+
+@pytest.mark.slow
+def test_a_run_is_killed_twice_while_it_writes_and_is_the_same(tmp_path, monkeypatch):
+    moments = [Moment(activity="writing a checkpoint", nth=3, itself=True)]
+    moments += [Moment(activity="writing an adapter", nth=9, itself=True)]
+    monkeypatch.setattr("soak.draw_moment", lambda rng, whole: moments.pop(0))
+    monkeypatch.setattr("soak.CHANCES", (1, 1, 0))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out = tmp_path / "soak.json"
+    done = CliRunner().invoke(main, ["--kills", "2", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    (trial,) = json.loads(out.read_text())["trials"]
+    assert trial["kills"] == ["writing a checkpoint", "writing an adapter"]
+    assert not (trial["exit code"] or trial["different"] or trial["leftovers"])
+    assert "2 kills in 1 runs, 0 of them differ" in done.output
