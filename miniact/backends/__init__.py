@@ -8,6 +8,7 @@ memory.py     this process's memory, and what to do where memory runs out
 common.py     checks of what is to be loaded, alike for both
 torch/        PyTorch
 mlx/          MLX, the same on a Mac
+tiny/         the model that ships with miniact, made by dev/make_tiny.py
 """
 
 import logging

@@ -33,7 +33,6 @@ COMMANDS = re.findall(
 )
 
 ROOMS = sorted(init.parent for init in (ROOT / "miniact").glob("*/**/__init__.py"))
-ROOMS = [r for r in ROOMS if "data" not in r.parts]
 OUTSIDE = ("runs/", "stages/", "tensorboard/")  # what a run leaves behind
 
 
@@ -66,7 +65,7 @@ def test_the_code_that_it_shows_is_that_of_act_loop():
 def test_every_room_says_what_its_files_are(room):
     told = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))) or ""
     files = {f.name for f in room.glob("*.py")} - {"__init__.py", "__main__.py"}
-    files |= {f"{folder.name}/" for folder in room.iterdir() if (folder / "__init__.py").exists()}
+    files |= {f"{f.name}/" for f in room.iterdir() if f.is_dir() and f.name != "__pycache__"}
     named = re.findall(r"^(\w+(?:\.py|/)) +\S", told, re.MULTILINE)
     assert sorted(named) == sorted(files)
 
@@ -85,6 +84,19 @@ def test_files_that_it_names_exist(page):
     for name in re.findall(r"(?<![\w./-])(\w[\w.-]*(?:/[\w.-]+)*(?:\.py|/))(?=[`,;:\s)])", text):
         known = name in ADDED or any((root / name).exists() for root in roots)
         assert known or name.startswith(OUTSIDE), name
+
+
+CODE = [f for room in ("miniact", "dev", "tutorials") for f in sorted((ROOT / room).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("file", CODE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_files_that_the_code_names_exist(file):
+    """In comments and docstrings: from the root, from `miniact/` or a room of it, or beside it."""
+    rooms = [room for room in (ROOT / "miniact").iterdir() if room.is_dir()]
+    roots = (ROOT, ROOT / "miniact", file.parent, *rooms)
+    text = file.read_text(encoding="utf-8")
+    for name in re.findall(r"(?<![\w./-])([a-z]\w*(?:/\w+)*\.py)\b", text):
+        assert any((root / name).exists() for root in roots), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())

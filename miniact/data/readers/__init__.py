@@ -1,6 +1,12 @@
 """The formats that are read: how each is recognised, and who reads it. docs/logs.md says more.
 
 A reader turns one row into dialogues; where a file is one dialogue (`whole`), all of its rows.
+
+rows.py       rows that hold whole dialogues as messages, under any of their names
+sharegpt.py   {conversations: [{from, value}]}: ShareGPT, ETO, AgentTraj-L
+sessions.py   sessions of coding agents, one event a line: Claude Code, Codex
+agents.py     agents that write out their own events: OpenHands, SWE-agent
+traces.py     traces of model calls: OpenTelemetry GenAI, Langfuse, LangSmith
 """
 
 from __future__ import annotations
