@@ -17,5 +17,5 @@ import warnings
 for _name in ("transformers", "peft", "bitsandbytes"):  # before they are imported: some log then
     logging.getLogger(_name).setLevel(logging.ERROR)
 
-# raised inside PEFT, about a name that transformers 6 will drop; nothing a user could act on
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+# about names that transformers 6 will drop; nothing a user could act on
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")

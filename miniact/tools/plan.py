@@ -205,7 +205,7 @@ def detect(model: ModelConfig) -> Device:
         from miniact.backends.mlx.probe import Probe
     else:
         from miniact.backends.torch.probe import Probe  # type: ignore[assignment]
-    probe: Any = Probe(model.device, model.dtype)
+    probe: Any = Probe(model.device, model.precision)
     return Device(
         probe.kind,
         probe.describe(),

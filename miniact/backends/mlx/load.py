@@ -77,7 +77,7 @@ def load_base(folder: Path, config: ModelConfig) -> Any:
 
 def _build(folder: Path, config: ModelConfig, settings: dict[str, Any]) -> Any:
     model, loaded = load_model(folder, lazy=True, model_config=rope_at_top(settings))
-    model.set_dtype(pick_dtype(config.dtype))
+    model.set_dtype(pick_dtype(config.precision))
     is_quantised = "quantization" in loaded
     if config.adapter == "full" and is_quantised:
         raise UserError(f"model.adapter: full cannot train {config.path!r}, which is quantised")

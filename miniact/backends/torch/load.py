@@ -26,7 +26,8 @@ transformers.utils.logging.disable_progress_bar()
 
 def pick_device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else name)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -38,8 +39,10 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # it asks the current one
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return torch.bfloat16
     return torch.float32
 
 

@@ -52,7 +52,7 @@ class TorchPolicy:
     def __init__(self, config: ModelConfig, seed: int) -> None:
         self.config, self.name = config, config.path
         self.device = pick_device(config.device)
-        self.dtype = pick_dtype(config.dtype, self.device)
+        self.dtype = pick_dtype(config.precision, self.device)
         folder = model_folder(config.path)
         self.tokenizer = load_tokenizer(ModelSource(str(folder), is_local=True))
         base = load_base(folder, config.adapter, self.device, self.dtype)

@@ -73,6 +73,8 @@ class Probe:
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
 
     def describe(self) -> str:
         if self.device.type == "cuda":
