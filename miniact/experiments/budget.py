@@ -23,17 +23,15 @@ from pathlib import Path
 from rich.console import Console
 
 from miniact import UserError
-from miniact.config import Config
-from miniact.config.load import changed_keys, differing, with_overrides
+from miniact.config.load import changed_keys, differing, to_dict, with_overrides
 from miniact.config.plugins import section_of, short
-from miniact.experiments.compare import Comparison, begin, common_stages, siblings
+from miniact.experiments.compare import Comparison, begin
 from miniact.experiments.pipeline import run_recipe
 from miniact.experiments.reading import read_metrics
 from miniact.runs.files import read_json, write_json
 
 PROBE_STEPS = 5  # of each stage; the first, which warms up, is not counted
 MARGIN = 1.2  # trained policies play longer episodes than the base, other work slows a machine
-LEAST_SHARE = 1 / 8
 
 
 def parse_budget(text: str) -> float:
@@ -86,13 +84,10 @@ class Speed:
 
     def estimate(self, comparison: Comparison) -> float:
         """Seconds of all runs; what the runs of a seed have in common counts once."""
-        before: list[Config] = []
         total = self.data
-        for config in comparison.configs(comparison.seeds[0]).values():
-            shared = max([-1, *(common_stages(config, other) for other in before)])
-            before.append(config)
-            total += self.evaluation if shared < 0 else 0  # of the base model
-            for name in config.recipe[max(0, shared) :]:
+        for config, n in comparison.common():
+            total += self.evaluation if n < 0 else 0  # of the base model
+            for name in config.recipe[max(0, n) :]:
                 steps = getattr(config.stage, section_of(name)).steps
                 total += steps * self.step[short(name)] + self.evaluation
         return len(comparison.seeds) * total
@@ -109,7 +104,7 @@ def measure(whole: Comparison, console: Console) -> Speed:
         same = saved.is_file() and not changed_keys(saved, config)
         if not (same and (out / "results.json").is_file()):  # half a measurement tells no time
             shutil.rmtree(out, ignore_errors=True)
-            begin(config, out, siblings(whole.folder, seed))
+            begin(config, out, whole.folder)
             run_recipe(config, out, console)
         return out, read_json(out / "results.json")["seconds"]
 
@@ -172,24 +167,23 @@ def fit(whole: Comparison, seconds: float, console: Console) -> Comparison:
         "seconds": seconds,
         "recipes": [[r.name, *r.settings] for r in whole.recipes],
         "seeds": list(whole.seeds),
-        "config": whole.shared(),
+        "config": to_dict(whole.shared()),
     }
     if saved.is_file():
         known = read_json(saved)
-        changed = differing(known.get("asked", {}), asked)
-        if changed:
+        if changed := differing(known.get("asked", {}), asked):
             raise UserError(
                 f"{whole.folder}: was sized for another {changed[0]!r}; choose another --out"
             )
         chosen = known["given"]
         size = Size(tuple(chosen["rows"]), tuple(chosen["seeds"]), chosen["share"])
         shown = "as before"
+    elif (whole.folder / "compare.yaml").is_file():
+        raise UserError(
+            f"{whole.folder}: holds a comparison that was not sized by --budget; leave it out, or "
+            "choose another --out"
+        )
     else:
-        if (whole.folder / "compare.yaml").is_file():
-            raise UserError(
-                f"{whole.folder}: holds a comparison that was not sized by --budget; leave it out, "
-                "or choose another --out"
-            )
         with whole.alone_with(whole.seeds[0]):
             speed = measure(whole, console)
         size, need = choose(whole, speed, seconds - (time.monotonic() - start))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from rich.console import Console
 
 from miniact import UserError
 from miniact.config import Config, load_config
-from miniact.config.load import changed_keys, differing, to_dict, with_overrides
+from miniact.config.load import changed_keys, to_dict, with_overrides
 from miniact.config.plugins import section_of, short
 from miniact.experiments.pipeline import check_code, environment, run_recipe, write_config
 from miniact.experiments.recipes import Recipe, parse_recipes, parse_seeds
@@ -60,18 +60,23 @@ def common_stages(a: Config, b: Config) -> int:
     return n
 
 
+def stage_keys(config: Config) -> list[str]:
+    """What the folders of the base model and of every stage are called, in order."""
+    return ["0-base", *(f"{k}-{short(name)}" for k, name in enumerate(config.recipe, start=1))]
+
+
 def done_stages(run: Path, config: Config) -> int:
     """How many stages of a run are trained and evaluated; −1: the base model is not either."""
-    names = ["0-base", *(f"{k}-{short(name)}" for k, name in enumerate(config.recipe, start=1))]
-    for k, name in enumerate(names):
-        folder = run / "stages" / name
+    keys = stage_keys(config)
+    for k, key in enumerate(keys):
+        folder = run / "stages" / key
         trained = k == 0 or (folder / "adapter").is_dir()
         if not (trained and (folder / "eval.json").is_file()):
             return k - 1
-    return len(names) - 1
+    return len(keys) - 1
 
 
-def _link(source: str, target: str) -> None:
+def _link(source: str | Path, target: str | Path) -> None:
     """One copy on the disk where links work. Run folders replace whole files, never parts."""
     try:
         os.link(source, target)
@@ -79,60 +84,61 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def begin(config: Config, out: Path, siblings: Iterable[Path]) -> str:
-    """Begin run folder `out` with whatever siblings have done already; returns what that was."""
-    known = [(path, load_config(path / "config.yaml", saved=True)) for path in siblings]
-    shared: dict[str, Path] = {}
-    best, at = -1, None
-    for path, other in known:
-        n = min(common_stages(config, other), done_stages(path, other))
+def _take(name: str, source: Path, target: Path) -> None:
+    """Link the file or the folder `name` of one run into another, if it is there."""
+    if (source / name).is_dir():
+        shutil.copytree(source / name, target / name, copy_function=_link)
+    elif (source / name).is_file():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        _link(source / name, target / name)
+
+
+def begin(config: Config, out: Path, comparison: Path) -> str:
+    """Begin run folder `out` with what other runs of its seed have done; returns what that was."""
+    sharing: dict[str, Path] = {}  # file → the run that has it
+    best, source = -1, None
+    for sibling in siblings(comparison, config.seed):
+        other = load_config(sibling / "config.yaml", saved=True)
+        n = min(common_stages(config, other), done_stages(sibling, other))
         if n > best:
-            best, at = n, path
+            best, source = n, sibling
         if same_data(config, other):
-            reflected = config.stage.reflect == other.stage.reflect
-            for name in DATA_FILES + REFLECTION_FILES * reflected:
-                if (path / name).is_file():
-                    shared.setdefault(name, path / name)
-    if not shared:
+            files: tuple[str, ...] = DATA_FILES
+            if config.stage.reflect == other.stage.reflect:
+                files += REFLECTION_FILES
+            sharing = {name: sibling for name in files if (sibling / name).is_file()} | sharing
+    if not sharing:
         return ""
     with explain_full_disk(out), whole_folder(out) as part:
-        for name, file in shared.items():
-            _link(str(file), str(part / name))
-        if at is not None:
-            _share_stages(config, at, best, part)
+        for name, sibling in sharing.items():
+            _take(name, sibling, part)
+        if source:
+            _share_stages(stage_keys(config)[: best + 1], source, part)
         write_config(config, part)
-    stages = " → ".join(["base", *map(short, config.recipe[:best])]) if best >= 0 else "data"
-    return f"{stages} of {(at or next(iter(shared.values())).parent).parent.name}"
+    done = " → ".join(["base", *map(short, config.recipe[:best])]) if source else "data"
+    return f"{done} of {(source or next(iter(sharing.values()))).parent.name}"
 
 
-def _share_stages(config: Config, source: Path, n: int, target: Path) -> None:
-    """Link the base evaluation and the first n stages, and copy what was logged of them."""
-    keys = [f"{k}-{short(name)}" for k, name in enumerate(config.recipe[:n], start=1)]
-    for part in ("stages", "tensorboard"):
-        for key in ["0-base", *keys]:
-            if (source / part / key).is_dir():
-                shutil.copytree(source / part / key, target / part / key, copy_function=_link)
-    (target / "samples").mkdir(exist_ok=True)
+def _share_stages(keys: list[str], source: Path, target: Path) -> None:
+    """Link the base evaluation and the first stages, and copy what was logged of them."""
     for key in keys:
-        if (source / "samples" / f"{key}.jsonl").is_file():
-            _link(
-                str(source / "samples" / f"{key}.jsonl"), str(target / "samples" / f"{key}.jsonl")
-            )
-    if (source / "metrics.jsonl").is_file():
-        shutil.copy2(source / "metrics.jsonl", target / "metrics.jsonl")
-        keep_rows(target / "metrics.jsonl", lambda row: row["stage"] in keys)
+        for name in (f"stages/{key}", f"tensorboard/{key}", f"samples/{key}.jsonl"):
+            _take(name, source, target)
+    _take("metrics.jsonl", source, target)
+    keep_rows(target / "metrics.jsonl", lambda row: row["stage"] in keys)  # a file of its own again
     seconds: dict[str, float] = {}
     for file in (source / "shared.json", source / "results.json"):
         if file.is_file():
             seconds |= read_json(file).get("seconds", {})
-    kept = {part: seconds[part] for part in ("collect", "pairs", *keys) if part in seconds}
-    write_json(target / "shared.json", {"run": source.parent.name, "stages": keys, "seconds": kept})
+    seconds = {part: s for part, s in seconds.items() if part in ("collect", "pairs", *keys)}
+    shared = {"run": source.parent.name, "stages": keys[1:], "seconds": seconds}
+    write_json(target / "shared.json", shared)
 
 
 def siblings(folder: Path, seed: int) -> list[Path]:
     """All runs of a seed in a comparison's folder, those that measured its speed included."""
-    runs = (path for part in ("runs", "budget") for path in folder.glob(f"{part}/*/seed{seed}"))
-    return sorted(path for path in runs if (path / "config.yaml").is_file())
+    patterns = (f"{part}/*/seed{seed}/config.yaml" for part in ("runs", "budget"))
+    return sorted(file.parent for pattern in patterns for file in folder.glob(pattern))
 
 
 @dataclass(frozen=True)
@@ -161,6 +167,13 @@ class Comparison:
                 raise UserError(f"--recipes: {recipe.name}: {error}") from None
         return configs
 
+    def common(self) -> Iterator[tuple[Config, int]]:
+        """Each row's config, and how many stages it has in common with some row before it."""
+        before: list[Config] = []
+        for config in self.configs(self.seeds[0]).values():
+            yield config, max([-1, *(common_stages(config, other) for other in before)])
+            before.append(config)
+
     def check_rows(self) -> None:
         """UserError for a row that is no recipe, and for a folder that is no comparison's."""
         if (self.folder / "config.yaml").is_file():
@@ -175,32 +188,27 @@ class Comparison:
         with these, naming the key that differs.
         """
         self.check_rows()
-        saved = self.folder / "compare.yaml"
-        if saved.is_file():
-            changed = differing(to_dict(load_config(saved, saved=True)), self.shared())
-            if changed:
-                raise UserError(
-                    f"{self.folder}: holds a comparison whose {changed[0]!r} differs; its runs "
-                    "cannot stand in one table with these: choose another --out"
-                )
+        whole = self.folder / "compare.yaml"
+        if whole.is_file() and (changed := changed_keys(whole, self.shared())):
+            raise UserError(
+                f"{self.folder}: holds a comparison whose {changed[0]!r} differs; its runs cannot "
+                "stand in one table with these: choose another --out"
+            )
         for seed in self.seeds:
             for name, config in self.configs(seed).items():
-                self._check_run(self.path(name, seed), config)
+                out = self.path(name, seed)
+                saved = out / "config.yaml"
+                if not (out / "results.json").is_file():
+                    check_code(config)
+                if saved.is_file() and (changed := changed_keys(saved, config)):
+                    raise UserError(
+                        f"{out}: was run with another {changed[0]!r} than this row asks for; give "
+                        "the row another name, or choose another --out"
+                    )
 
-    def _check_run(self, out: Path, config: Config) -> None:
-        if not (out / "results.json").is_file():
-            check_code(config)
-        if (out / "config.yaml").is_file():
-            changed = changed_keys(out / "config.yaml", config)
-            if changed:
-                raise UserError(
-                    f"{out}: was run with another {changed[0]!r} than this row asks for; give the "
-                    "row another name, or choose another --out"
-                )
-
-    def shared(self) -> dict:
-        """What all runs share, as a config file."""
-        return to_dict(replace(self.config, seed=0, recipe=[]))
+    def shared(self) -> Config:
+        """What all runs share."""
+        return replace(self.config, seed=0, recipe=[])
 
     def longest_run(self) -> Config:
         """One run that has every stage that occurs: what fits it fits all."""
@@ -208,26 +216,22 @@ class Comparison:
 
     def amount(self) -> str:
         """How much there is to do, in words."""
-        before: list[Config] = []
-        stages = 0
-        for config in self.configs(self.seeds[0]).values():
-            stages += len(config.recipe) - max([0, *(common_stages(config, c) for c in before)])
-            before.append(config)
         seeds = len(self.seeds)
+        stages = seeds * sum(len(config.recipe) - max(0, n) for config, n in self.common())
         return (
-            f"{seeds * len(before)} runs; {seeds * stages} stages to train, common ones once; the "
+            f"{seeds * len(self.recipes)} runs; {stages} stages to train, common ones once; the "
             "plan of one run that has them all:"
         )
 
     def path(self, name: str, seed: int) -> Path:
         return self.folder / "runs" / name / f"seed{seed}"
 
-    def run(self, console: Console) -> dict[str, dict[int, str]]:
-        """Run whatever is not done. Returns what failed: recipe → seed → why; the rest goes on.
+    def run(self, console: Console) -> list[tuple[str, int, str]]:
+        """Run whatever is not done. Returns (recipe, seed, why) of what failed; the rest goes on.
 
         Other processes may work on other seeds in the same folder meanwhile.
         """
-        failed: dict[str, dict[int, str]] = {}
+        failed = []
         for seed in self.seeds:
             with self.alone_with(seed):
                 for recipe, config in zip(self.recipes, self.configs(seed).values()):
@@ -235,7 +239,7 @@ class Comparison:
                         self._run_one(recipe, config, console)
                     except (UserError, RuntimeError, OSError) as error:  # also: out of memory
                         reason = " ".join((str(error) or repr(error)).split())[:300]
-                        failed.setdefault(recipe.name, {})[seed] = reason
+                        failed.append((recipe.name, seed, reason))
                         console.print(f"failed: {reason}", highlight=False, markup=False)
         return failed
 
@@ -251,8 +255,7 @@ class Comparison:
         out = self.path(recipe.name, config.seed)
         if (out / "results.json").is_file():
             return
-        known = siblings(self.folder, config.seed)
-        taken = "" if out.exists() else begin(config, out, known)
+        taken = "" if out.exists() else begin(config, out, self.folder)
         number = 1 + self.seeds.index(config.seed) * len(self.recipes) + self.recipes.index(recipe)
         shown = f"; begins with {taken}" if taken else ""
         total = len(self.seeds) * len(self.recipes)
@@ -298,11 +301,12 @@ def run_comparison(comparison: Comparison, console: Console) -> None:
     folder = comparison.folder
     comparison.check()
     if not (folder / "compare.yaml").is_file():
-        shared = yaml.safe_dump(comparison.shared(), sort_keys=False, allow_unicode=True)
+        shared = yaml.safe_dump(to_dict(comparison.shared()), sort_keys=False, allow_unicode=True)
         write_text(folder / "compare.yaml", shared)
         write_json(folder / "environment.json", environment(comparison.config))
     failed = comparison.run(console)
-    labels = {r.name: r.label for r in comparison.recipes if r.name not in failed}
+    incomplete = {name for name, _, _ in failed}
+    labels = {r.name: r.label for r in comparison.recipes if r.name not in incomplete}
     if labels:
         table = build(folder, labels, comparison.seeds, comparison.baseline)
         write_comparison(folder, table)
@@ -310,9 +314,8 @@ def run_comparison(comparison: Comparison, console: Console) -> None:
         console.print(f"\n{folder}: comparison.json, comparison.md")
         console.print(f"as one page: miniact report {folder}", highlight=False, soft_wrap=True)
     if failed:
-        name, seeds = next(iter(failed.items()))
-        seed, reason = next(iter(seeds.items()))
+        name, seed, reason = failed[0]
         raise UserError(
-            f"{sum(map(len, failed.values()))} runs failed, so their rows are missing; the first "
-            f"is {name}, seed {seed}: {reason}"
+            f"{len(failed)} runs failed, so their rows are missing; the first is {name}, seed "
+            f"{seed}: {reason}"
         )
