@@ -142,10 +142,10 @@ def evaluate(
 
         evaluate_expert(config, out, Console())
     elif suite:
-        from miniact.evaluation.reasoning import ReasoningOptions, describe, evaluate_reasoning
+        from miniact.evaluation.reasoning import ReasoningOptions, evaluate_reasoning, result_lines
 
         options = ReasoningOptions(limit=limit, seed=config.seed)
-        click.echo(describe(evaluate_reasoning(config.model, suite.split(","), out, options)))
+        click.echo(result_lines(evaluate_reasoning(config.model, suite.split(","), out, options)))
     else:
         from miniact.experiments.pipeline import start_run
 

@@ -9,7 +9,7 @@ the slowest of them, not as all together.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,16 +49,19 @@ class Episode:
     last: str = ""  # the final observation; of a lost episode: why
     dropped_turns: int = 0  # history turns that did not fit some prompt
 
-    def repeats_a_failure(self, times: int = 3) -> bool:
-        """Whether the same action failed `times` times running: the paper's stuck agent."""
-        run, last = 0, None
-        for move in self.moves:
-            action = canonical(move.action)
-            run = 0 if move.applied else (run + 1 if action == last else 1)
-            last = action
-            if run >= times:
-                return True
-        return False
+    def repeats_a_failure(self) -> bool:
+        """Whether the same action failed three times running: the paper's stuck agent."""
+        return max(failures_running(self.moves), default=0) >= 3
+
+
+def failures_running(moves: Iterable[Move]) -> Iterator[int]:
+    """For each move: how often running its action has failed, this time included."""
+    times, last = 0, None
+    for move in moves:
+        action = canonical(move.action)
+        times = 0 if move.applied else (times + 1 if action == last else 1)
+        last = action
+        yield times
 
 
 @dataclass(slots=True)
@@ -162,7 +165,9 @@ def play_episodes(
     with _calling(envs) as each:
         while live:
             with tally.timing("environment"):
-                states = list(each(lambda one: one.look(prompter.config.show_admissible), live))
+                states = list(
+                    each(lambda player: player.look(prompter.config.show_admissible), live)
+                )
             with tally.timing("model"):
                 asked = [prompter.action(state, options.thinking) for state in states]
                 tokens, seed = [prompt.tokens for prompt in asked], options.seed + tick
@@ -171,15 +176,16 @@ def play_episodes(
             with tally.timing("environment"):
                 list(each(_Live.act, live, replies, actions))
             following = []
-            for one, prompt in zip(live, asked):
-                one.episode.dropped_turns += prompt.dropped
-                if not one.finished():
-                    following.append(one)
+            for player, prompt in zip(live, asked):
+                episode = player.episode
+                episode.dropped_turns += prompt.dropped
+                if not player.finished():
+                    following.append(player)
                     continue
-                done[one.episode.task_id] = one.episode
-                tally.add(one.episode)
+                done[episode.task_id] = episode
+                tally.add(episode)
                 if (task_id := next(waiting, None)) is not None:
-                    following.append(_Live(one.env, Episode(task_id)))
+                    following.append(_Live(player.env, Episode(task_id)))
             live = following
             tick += 1
     return [done[task_id] for task_id in task_ids]
@@ -193,7 +199,7 @@ def ask(
     seed: int,
 ) -> list[str]:
     """One reply to each prompt."""
-    return [one.text for (one,) in policy.sample(prompts, 1, max_tokens, temperature, seed)]
+    return [sample.text for (sample,) in policy.sample(prompts, 1, max_tokens, temperature, seed)]
 
 
 @contextmanager

@@ -161,9 +161,10 @@ def implicit_judgements(
 ) -> list[bool]:
     """log π(a⁺ | s) > log π(a⁻ | s) for each a⁻, summed over the reply's tokens and its end."""
     groups = []
-    for one in asked:
-        replies = (prompter.reply_tokens(prompter.render_action(a)) for a in one.present(0).actions)
-        groups.append(Group(prompter.action(one.state).tokens, tuple(map(Completion, replies))))
+    for question in asked:
+        actions = map(prompter.render_action, question.present(0).actions)
+        replies = tuple(Completion(prompter.reply_tokens(action)) for action in actions)
+        groups.append(Group(prompter.action(question.state).tokens, replies))
     scored = ([logp.sum() for logp in logps] for logps in policy.logprobs(groups))
     return [bool(expert > max(others)) for expert, *others in scored]
 

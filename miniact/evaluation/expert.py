@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,18 @@ def play(env: Env, task_id: str) -> dict[str, Any]:
     return {"task": task_id, "success": turn.success, "score": turn.score, "steps": steps}
 
 
-def evaluate_expert(config: Config, out: Path | None, console: Console) -> dict[str, Any]:
+def evaluate_expert(config: Config, out: Path, console: Console) -> None:
     """Success, mean score and mean length of the expert per split; written to out/expert.json.
 
     `eval.episodes` episodes of every split that the environment has, and the tasks that it failed.
     """
     if config.env.name == "none":
         raise UserError("--policy expert: env.name is none; expected an environment")
-    env = make_env(config.env.name, **config.env.options)
-    found: dict[str, Any] = {}
-    try:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("environment", "split", "success %", "score %", "steps", "n"):
+        table.add_column(column, justify="left" if column in ("environment", "split") else "right")
+    results: dict[str, Any] = {}
+    with closing(make_env(config.env.name, **config.env.options)) as env:
         for split in env.splits:
             tasks, played = env.tasks(split, config.eval.episodes, config.seed), []
             with Bar(console, split) as bar:
@@ -43,27 +46,12 @@ def evaluate_expert(config: Config, out: Path | None, console: Console) -> dict[
                 for task in tasks:
                     played.append(play(env, task))
                     bar.advance()
-            n = max(1, len(played))
-            found[split] = {
-                "success": rate([p["success"] for p in played]),
-                "score": sum(p["score"] for p in played) / n,
-                "steps": sum(p["steps"] for p in played) / n,
-                "failed": [p["task"] for p in played if not p["success"]],
-            }
-    finally:
-        env.close()
-    if out:
-        write_json(out / "expert.json", found)
-    console.print(table(config.env.name, found))
-    return found
-
-
-def table(name: str, found: dict[str, Any]) -> Table:
-    out = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("environment", "split", "success %", "score %", "steps", "n"):
-        out.add_column(column, justify="left" if column in ("environment", "split") else "right")
-    for split, result in found.items():
-        success, score = percent_of(result["success"]), percent(result["score"])
-        n = str(result["success"]["n"])
-        out.add_row(name, split, success, score, f"{result['steps']:.1f}", n)
-    return out
+            n = len(played)
+            success = rate([p["success"] for p in played])
+            score, steps = (sum(p[k] for p in played) / max(1, n) for k in ("score", "steps"))
+            failed = [p["task"] for p in played if not p["success"]]
+            results[split] = {"success": success, "score": score, "steps": steps, "failed": failed}
+            shown = (percent_of(success), percent(score), f"{steps:.1f}", str(n))
+            table.add_row(config.env.name, split, *shown)
+    write_json(out / "expert.json", results)
+    console.print(table)

@@ -24,7 +24,7 @@ import importlib.util
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from miniact.config.sections import ModelConfig
 from miniact.runs.files import write_json
 from miniact.runs.folder import versions
 
+BATCH = 8  # prompts in one forward pass
 SUITES = {"math500": "minerva_math500", "gpqa_diamond": "gpqa_diamond_cot_zeroshot"}
 PACKAGES = ("lm_eval", "torch", "transformers", "peft", "datasets", "math_verify", "miniact")
 INSTALL = "pip install 'miniact[reasoning]'"
@@ -43,9 +44,7 @@ INSTALL = "pip install 'miniact[reasoning]'"
 @dataclass(frozen=True)
 class ReasoningOptions:
     max_tokens: int = 2048  # longest answer, in tokens, the reasoning included
-    batch: int = 8  # prompts in one forward pass
     limit: int | None = None  # questions per task; None: all. A part is no result to report
-    thinking: bool = True  # where the chat template has the switch
     seed: int = 0
 
 
@@ -68,15 +67,14 @@ def evaluate_reasoning(
     tasks = {suite: _load_tasks(suite, options.seed) for suite in suites}  # before the model:
     lm = _load_model(model, options)  # a wrong name shall not cost its loading
     start = time.monotonic()
-    found = {suite: _measure(lm, *loaded, options) for suite, loaded in tasks.items()}
+    measured = {suite: _measure(lm, *loaded, options) for suite, loaded in tasks.items()}
     results = {
         "model": model.path,
         "adapter": model.start or None,
-        "results": found,
+        "results": measured,
         "options": {
             "max_tokens": options.max_tokens,
             "limit": options.limit,
-            "thinking": options.thinking,
             "chat_template": bool(lm.tokenizer.chat_template),
             "seed": options.seed,
         },
@@ -107,7 +105,16 @@ def _load_tasks(suite: str, seed: int) -> tuple[Any, Any]:
                 f"lm-evaluation-harness, a YAML file or a folder of such{hint}"
             )
     random.seed(seed)  # gpqa shuffles its options by the global generator while it loads
-    loaded = _explain(suite, lambda: manager.load(names))
+    try:
+        loaded = manager.load(names)
+    except Exception as error:  # hub, files, YAML: a dozen kinds that all mean: not to be had
+        reason = f"{' '.join(str(error).split()):.200}"
+        if isinstance(error, ModuleNotFoundError):
+            raise UserError(f"--suite {suite}: {reason}; {INSTALL}") from None
+        raise UserError(
+            f"--suite {suite}: cannot load its data: {reason}; it needs the hub once (gpqa: accept "
+            "its terms there and log in), or a task of your own with local files"
+        ) from None
     if any(getattr(task, "UNSAFE_CODE", False) for task in loaded["tasks"].values()):
         raise UserError(
             f"--suite {suite}: runs code that the model wrote; miniact does not do that"
@@ -135,23 +142,6 @@ def _local_names(path: Path) -> tuple[list[str], Any]:
     return names, manager
 
 
-def _explain(suite: str, load: Callable[[], Any]) -> Any:
-    """Run `load`; whatever a library raises becomes one line with a remedy."""
-    try:
-        return load()
-    except ModuleNotFoundError as error:
-        raise UserError(f"--suite {suite}: {_line(error)}; {INSTALL}") from None
-    except Exception as error:  # hub, files, YAML: a dozen kinds that all mean: not to be had
-        raise UserError(
-            f"--suite {suite}: cannot load its data: {_line(error)}; it needs the hub once (gpqa: "
-            "accept its terms there and log in), or a task of your own with local files"
-        ) from None
-
-
-def _line(error: Exception) -> str:
-    return f"{' '.join(str(error).split()):.200}"
-
-
 # ---- model and measurement -----------------------------------------------------------------
 
 
@@ -161,12 +151,11 @@ def _load_model(model: ModelConfig, options: ReasoningOptions) -> Any:
 
     policy: Any = load_policy(replace(model, backend="torch"), options.seed)
     tokenizer = policy.tokenizer
-    has_switch = "enable_thinking" in str(tokenizer.chat_template)
     lm = HFLM(
         pretrained=policy.causal_lm,
         tokenizer=tokenizer,
-        batch_size=options.batch,
-        enable_thinking=options.thinking if has_switch else None,
+        batch_size=BATCH,
+        enable_thinking="enable_thinking" in str(tokenizer.chat_template) or None,
         think_end_token="</think>" if "</think>" in tokenizer.get_vocab() else None,
     )
     if options.max_tokens >= lm.max_length:
@@ -182,7 +171,7 @@ def _measure(lm: Any, loaded: Any, manager: Any, options: ReasoningOptions) -> d
     import lm_eval
 
     has_template = bool(lm.tokenizer.chat_template)
-    found = lm_eval.simple_evaluate(
+    outcome = lm_eval.simple_evaluate(
         model=lm,
         tasks=list(loaded["tasks"].values()),
         task_manager=manager,  # else it would read its 14,000 YAML files again
@@ -196,8 +185,8 @@ def _measure(lm: Any, loaded: Any, manager: Any, options: ReasoningOptions) -> d
         torch_random_seed=options.seed,
         fewshot_random_seed=options.seed,
     )
-    asked = found["n-samples"]
-    return {t: _metrics(values, asked[t]["effective"]) for t, values in found["results"].items()}
+    asked = outcome["n-samples"]
+    return {t: _metrics(values, asked[t]["effective"]) for t, values in outcome["results"].items()}
 
 
 def _metrics(values: dict[str, Any], n: int) -> dict[str, Any]:
@@ -206,17 +195,15 @@ def _metrics(values: dict[str, Any], n: int) -> dict[str, Any]:
     >>> _metrics({"acc,none": 0.5, "acc_stderr,none": 0.25, "alias": "x"}, n=4)
     {'acc,none': {'value': 0.5, 'stderr': 0.25, 'n': 4}}
     """
-    metrics = {}
-    for key, value in values.items():
-        name, _, kind = key.partition(",")
-        if isinstance(value, float) and kind and not name.endswith("_stderr"):
-            stderr = values.get(f"{name}_stderr,{kind}")
-            known = stderr if isinstance(stderr, float) else None
-            metrics[key] = {"value": float(value), "stderr": known, "n": n}
-    return metrics
+    numbers = {key: float(v) for key, v in values.items() if isinstance(v, float) and "," in key}
+    return {
+        key: {"value": value, "stderr": numbers.get(key.replace(",", "_stderr,")), "n": n}
+        for key, value in numbers.items()
+        if "_stderr," not in key
+    }
 
 
-def describe(results: dict[str, Any]) -> str:
+def result_lines(results: dict[str, Any]) -> str:
     """A line per metric: suite, value in percent with its standard error, n."""
     lines = []
     for suite, tasks in results["results"].items():

@@ -14,7 +14,12 @@ pytest.importorskip("lm_eval")
 from miniact import UserError
 from miniact.backends.protocol import load_policy
 from miniact.config.sections import ModelConfig
-from miniact.evaluation.reasoning import SUITES, ReasoningOptions, describe, evaluate_reasoning
+from miniact.evaluation.reasoning import (
+    SUITES,
+    ReasoningOptions,
+    evaluate_reasoning,
+    result_lines,
+)
 from miniact.tools.export import export
 
 QUESTIONS = [f"put a {thing} in shelf." for thing in ("mug", "egg", "pen", "book", "cup", "plate")]
@@ -114,7 +119,7 @@ def test_a_folder_of_tasks(tasks, tmp_path):
     p = found["choices"]["acc,none"]["value"]
     assert found["choices"]["acc,none"]["stderr"] == pytest.approx(math.sqrt(p * (1 - p) / 5))
     assert {"lm_eval", "torch", "miniact"} <= set(results["versions"])
-    assert f"{tasks} commands exact_match,none: 33.3 ± 21.1 % (n=6)" in describe(results)
+    assert f"{tasks} commands exact_match,none: 33.3 ± 21.1 % (n=6)" in result_lines(results)
 
 
 def test_an_adapter_is_measured_as_what_it_merges_to(tasks, adapter, tmp_path):
