@@ -19,7 +19,9 @@ import math
 import re
 from collections.abc import Iterable
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from miniact.experiments.metrics import TRAINING, labelled, rates
@@ -38,25 +40,15 @@ def over_seeds(rates: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
 
     `counts`: how many episodes, states or answers each seed's value rests on. None: not measured.
     """
-    measured = [r for r in rates if r and r.get("value") is not None]
-    if not measured:
+    known = [rate for rate in rates if rate and rate.get("value") is not None]
+    if not known:
         return None
-    values = [r["value"] for r in measured]
-    alone = len(measured) == 1
-    return {
-        "mean": sum(values) / len(values),
-        "low": measured[0]["low"] if alone else min(values),
-        "high": measured[0]["high"] if alone else max(values),
-        "seeds": values,
-        "counts": [r["n"] for r in measured],
-    }
-
-
-def by_recipe(runs: list[Run]) -> dict[str, list[Run]]:
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.name, []).append(run)
-    return groups
+    values = [rate["value"] for rate in known]
+    low, high = min(values), max(values)
+    if len(known) == 1:
+        low, high = known[0]["low"], known[0]["high"]
+    counts = [rate["n"] for rate in known]
+    return {"mean": fmean(values), "low": low, "high": high, "seeds": values, "counts": counts}
 
 
 def evaluations(group: list[Run], labels: Iterable[str]) -> list[dict[str, Any]]:
@@ -78,13 +70,12 @@ def curve(seeds: list[dict[int, float]]) -> dict[str, list[float]]:
 
     Returns x (first step of each bin) and, over the seeds' means in it, y (mean), low and high.
     """
-    width = max(1, math.ceil((max(max(s) for s in seeds) + 1) / POINTS))
+    width = math.ceil((max(map(max, seeds)) + 1) / POINTS)
     shown: dict[str, list[float]] = {"x": [], "y": [], "low": [], "high": []}
     for start in sorted({step // width * width for s in seeds for step in s}):
         bins = [[v for step, v in s.items() if step // width * width == start] for s in seeds]
-        means = [sum(b) / len(b) for b in bins if b]
-        at = (start, sum(means) / len(means), min(means), max(means))
-        for name, value in zip(shown, at):
+        means = [fmean(values) for values in bins if values]
+        for name, value in zip(shown, (start, fmean(means), min(means), max(means))):
             shown[name].append(float(f"{value:.5g}"))
     return shown
 
@@ -108,25 +99,24 @@ def curves(group: list[Run]) -> list[dict[str, Any]]:
     return charts
 
 
-def recipe_rows(runs: list[Run], comparison: dict[str, Any] | None) -> list[dict[str, Any]]:
+def recipe_rows(
+    groups: list[list[Run]], labels: Iterable[str], comparison: dict[str, Any] | None
+) -> list[dict[str, Any]]:
     """One row per recipe: its evaluations, its curves, its cost and, if compared, its row."""
-    labels = rates(next(iter(runs[0].results.values())))
     rows = []
-    for number, (name, group) in enumerate(by_recipe(runs).items()):
+    for number, group in enumerate(groups):
         parts = dict.fromkeys(part for run in group for part in run.seconds)
         row = comparison["rows"][number] if comparison else {}
         costs = [training_cost(run.metrics, run.config.get("stage") or {}) for run in group]
         rows.append({
-            "name": name,
+            "name": group[0].name,
             "label": group[0].label,
             "seeds": [run.seed for run in group],
             "evaluations": evaluations(group, labels),
             "curves": curves(group),
-            "seconds": {
-                p: sum(run.seconds.get(p, 0) for run in group) / len(group) for p in parts
-            },
-            "steps": row.get("steps", sum(steps for steps, _ in costs) / len(costs)),
-            "tokens": row.get("tokens", sum(tokens for _, tokens in costs) / len(costs)),
+            "seconds": {part: fmean(run.seconds.get(part, 0) for run in group) for part in parts},
+            "steps": row.get("steps", fmean(steps for steps, _ in costs)),
+            "tokens": row.get("tokens", fmean(tokens for _, tokens in costs)),
             "compared": {k.strip(): v for k, v in (row.get("metrics") or {}).items()},
             "difference": {k.strip(): v for k, v in (row.get("difference") or {}).items()},
         })  # fmt: skip
@@ -140,15 +130,13 @@ def gather(folder: Path) -> dict[str, Any]:
     """All that the page shows, as plain data."""
     notes: list[str] = []
     runs, comparison = read_folder(folder, notes)
+    groups = [list(group) for _, group in groupby(runs, lambda run: run.name)]
     shown = labelled(next(iter(runs[0].results.values())))
-    recipes = recipe_rows(runs, comparison)
-    samples = Samples(runs, notes).gather()
-    numbered = [number for number, row in enumerate(recipes) for _ in row["seeds"]]
     return {
         "folder": folder.resolve().name,
         "compared": comparison is not None,
         "baseline": comparison.get("baseline") if comparison else None,
-        "recipes": recipes,
+        "recipes": recipe_rows(groups, shown, comparison),
         "metrics": [{"label": x.strip(), "main": not x.startswith(" ")} for x in shown],
         "meanings": {
             **{x.strip(): metric.meaning for x, (metric, _) in shown.items()},
@@ -156,23 +144,24 @@ def gather(folder: Path) -> dict[str, Any]:
         },
         "runs": [
             {
-                "recipe": recipe,
+                "recipe": number,
                 "seed": run.seed,
                 "model": (run.config.get("model") or {}).get("path"),
                 "world": (run.config.get("env") or {}).get("name"),
                 "seconds": {p: s for p, s in run.seconds.items() if p not in run.shared},
                 "environment": run.environment,
             }
-            for recipe, run in zip(numbered, runs)
+            for number, group in enumerate(groups)
+            for run in group
         ],
-        "samples": samples,
+        "samples": Samples(runs, notes).gather(),
         "notes": notes,
         "version": metadata.version("miniact"),
     }
 
 
 def _hash(text: str) -> str:
-    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def page(data: dict[str, Any]) -> str:

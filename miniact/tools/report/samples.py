@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from miniact.config.sections import PromptConfig
+from miniact.evaluation.episodes import Move, failures_running
 from miniact.experiments.reading import Run, read_rows
 from miniact.method.prompts import Prompter, unescape
-from miniact.method.rewards import canonical
 
 TEXT = 4000  # characters of one text that are shown
 SIZE = 5_000_000  # bytes of samples in a page; with more, fewer samples are kept
@@ -49,7 +49,7 @@ def candidates(prompt: str) -> list[str]:
             actions.append(unescape(numbered[2].strip()))
         elif line.strip().lower().startswith("which") and len(actions) > 1:
             return actions
-        elif line.strip():
+        elif line.strip():  # the list ended without its question: it was something else
             actions = []
     return []
 
@@ -80,19 +80,16 @@ def group_item(row: dict[str, Any], stage: str, prompter: Prompter) -> dict[str,
 
 def episode_item(row: dict[str, Any]) -> dict[str, Any]:
     """One episode. A move: [observation, reply, action, applied, times running that it failed]."""
-    moves, failed, last = [], 0, None
-    for move in row["moves"]:
-        action = canonical(move["action"])
-        failed = 0 if move["applied"] else (failed + 1 if action == last else 1)
-        last = action
-        reply = "" if move["reply"].strip() == move["action"].strip() else clip(move["reply"])
-        seen, done = clip(move["observation"]), clip(move["action"])
-        moves.append([seen, reply, done, bool(move["applied"]), failed])
-    head = {k: row[k] for k in ("success", "score", "stop")}
+    played = [Move(**move) for move in row["moves"]]
+    moves = []
+    for move, times in zip(played, failures_running(played)):
+        reply = "" if move.reply.strip() == move.action.strip() else clip(move.reply)
+        seen, done = clip(move.observation), clip(move.action)
+        moves.append([seen, reply, done, bool(move.applied), times])
     return {
         "id": str(row["task_id"]),
         "task": clip(row["task"]),
-        **head,
+        **{k: row[k] for k in ("success", "score", "stop")},
         "moves": moves,
         "last": clip(row.get("last", "")),
     }
