@@ -8,13 +8,13 @@ One prompt of P tokens, G answers of C tokens; a product of matrices [a, b] × [
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from miniact import UserError
 from miniact.backends.models import find_model
+from miniact.runs.files import read_json
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,7 @@ def read_shape(config: dict[str, Any], name: str) -> Shape:
 
 
 def shape_of_folder(folder: Path) -> Shape:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no readable config.json ({error!s:.80})") from None
-    return read_shape(config, folder.name)
+    return read_shape(read_json(folder / "config.json"), folder.name)
 
 
 # What the shipped configs name, so that a plan of them needs no download.

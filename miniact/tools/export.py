@@ -23,9 +23,8 @@ import numpy as np
 from miniact import UserError
 from miniact.backends.common import model_folder, read_adapter_config, weight_file
 from miniact.backends.models import rope_at_top
-from miniact.runs.files import whole_folder
+from miniact.runs.files import whole_folder, write_json
 
-FORMATS = ("mlx", "merged")
 ALONGSIDE = ("*.json", "*.jinja", "*.txt", "tokenizer.model")  # what a model folder holds besides
 LORA = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 
@@ -45,14 +44,12 @@ def export(adapter: Path, to: str, out: Path, model: str = "") -> None:
     file = weight_file(adapter, "lora")
     config = read_adapter_config(adapter)
     base = model_folder(model or config.get("base_model_name_or_path") or "")
+    writers = {"mlx": _write_mlx, "merged": _write_merged}
+    if to not in writers:
+        raise UserError(f"--to {to}: expected one of {', '.join(writers)}")
     pairs = _lora_pairs(file)
     with whole_folder(out) as part:
-        if to == "mlx":
-            _write_mlx(part, pairs, config, base)
-        elif to == "merged":
-            _write_merged(part, pairs, config["lora_alpha"] / config["r"], base)
-        else:
-            raise UserError(f"--to {to}: expected one of {', '.join(FORMATS)}")
+        writers[to](part, pairs, config, base)
 
 
 def _lora_pairs(file: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -89,7 +86,7 @@ def _write_mlx(out: Path, pairs: dict, config: dict[str, Any], base: Path) -> No
             "keys": sorted({re.sub(r".*\blayers\.\d+\.", "", layer) for layer in pairs}),
         },
     }
-    (out / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(out / "adapter_config.json", settings)
     if rope_at_top(model):
         print(
             f"note: mlx-lm needs rope_theta at the top of {base / 'config.json'}; add it there, or "
@@ -98,16 +95,16 @@ def _write_mlx(out: Path, pairs: dict, config: dict[str, Any], base: Path) -> No
         )
 
 
-def _write_merged(out: Path, pairs: dict, scale: float, base: Path) -> None:
-    """The base's files with W + scale·B·A in place of W."""
-    config = json.loads((base / "config.json").read_text())
-    if "quantization_config" in config or "quantization" in config:
+def _write_merged(out: Path, pairs: dict, config: dict[str, Any], base: Path) -> None:
+    """The base's files with W + (α / r)·B·A in place of W."""
+    scale = config["lora_alpha"] / config["r"]
+    model = json.loads((base / "config.json").read_text())
+    if "quantization_config" in model or "quantization" in model:
         raise UserError(f"{base}: is quantised; merge into the unquantised model (--model)")
     for pattern in ALONGSIDE:
         for file in base.glob(pattern):
             shutil.copyfile(file, out / file.name)
-    text = json.dumps(config | rope_at_top(config), indent=2) + "\n"
-    (out / "config.json").write_text(text)
+    write_json(out / "config.json", model | rope_at_top(model))
     left = set(pairs)
     for file in sorted(base.glob("model*.safetensors")):
         shutil.copyfile(file, out / file.name)

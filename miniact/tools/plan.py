@@ -83,15 +83,12 @@ class Memory:
         return fixed + max(self.training, self.sampling)
 
 
-def stage_works(config: Config) -> list[Work]:
-    P, found = config.prompt.max_tokens, []
+def stage_works(config: Config) -> Iterator[Work]:
     for name in config.recipe:
-        stage = getattr(config.stage, section_of(name))
+        stage, P = getattr(config.stage, section_of(name)), config.prompt.max_tokens
         G = getattr(stage, "group_size", 2 if name == "dpo" else 1)
         C = getattr(stage, "max_tokens", config.eval.max_tokens)
-        samples = hasattr(stage, "group_size")
-        found.append(Work(name, stage.steps, stage.batch, P, G, C, samples))
-    return found
+        yield Work(name, stage.steps, stage.batch, P, G, C, hasattr(stage, "group_size"))
 
 
 def evaluation(config: Config) -> Work:
@@ -225,12 +222,13 @@ class Plan:
     times: list[tuple[str, int, float]]
 
     @property
-    def worst(self) -> int:
-        return max(range(len(self.works)), key=lambda i: self.memories[i].peak)
+    def worst(self) -> tuple[Work, Memory]:
+        """The stage that needs the most, and what it needs."""
+        return max(zip(self.works, self.memories), key=lambda both: both[1].peak)
 
     @property
     def peak(self) -> float:
-        return self.memories[self.worst].peak
+        return self.worst[1].peak
 
     @property
     def fits(self) -> bool:
@@ -239,51 +237,46 @@ class Plan:
 
 def make_plan(config: Config) -> Plan:
     shape, device = known_shape(config.model.path), detect(config.model)
-    works = stage_works(config) or [evaluation(config)]
+    works = list(stage_works(config)) or [evaluation(config)]
     memories = [memory(shape, config.model, work, device) for work in works]
     return Plan(shape, device, works, memories, list(seconds(shape, config, device)))
 
 
 def remedies(config: Config, plan: Plan) -> list[str]:
     """What to lower, the most useful first."""
-    worst, model = plan.memories[plan.worst], config.model
-    found = []
+    (_, worst), model = plan.worst, config.model
+    ways = []
     if not model.gradient_checkpointing and worst.training > 0.3 * plan.peak:
-        found.append("set model.gradient_checkpointing: true")
+        ways.append("set model.gradient_checkpointing: true")
     if worst.training > 0.2 * plan.peak:
         least = config.prompt.max_tokens + max(work.completion for work in plan.works)
         if model.max_tokens_per_batch > least:
-            found.append(f"lower model.max_tokens_per_batch (at least {least})")
-        found.append("lower prompt.max_tokens")
+            ways.append(f"lower model.max_tokens_per_batch (at least {least})")
+        ways.append("lower prompt.max_tokens")
     if model.adapter != "qlora" and worst.weights > 0.3 * plan.peak:
-        found.append("set model.adapter: qlora")
-    return found or ["choose a smaller model"]
+        ways.append("set model.adapter: qlora")
+    return ways or ["choose a smaller model"]
 
 
 def print_plan(config: Config, plan: Plan, console: Console) -> None:
-    s, d, m = plan.shape, plan.device, plan.memories[plan.worst]
-    console.print(
-        f"{s.name}: {s.parameters / 1e6:.1f} M parameters, {config.model.adapter}, {d.dtype} on "
-        f"{d.name}",
-        highlight=False,
-    )
+    s, d, (stage, m) = plan.shape, plan.device, plan.worst
+    kind = f"{config.model.adapter}, {d.dtype} on {d.name}"
+    console.print(f"{s.name}: {s.parameters / 1e6:.1f} M parameters, {kind}", highlight=False)
     for where, code in named(config):
         console.print(f"{where}: {code} is imported", highlight=False)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(style="dim")
-    stage = plan.works[plan.worst].name
-    rows = [
+    for label, size, note in (
         ("weights", m.weights, ""),
         ("adapter and gradients", m.adapter, ""),
         ("optimizer", m.optimizer, ""),
-        ("training pass", m.training, f"largest micro-batch, stage {stage}"),
+        ("training pass", m.training, f"largest micro-batch, stage {stage.name}"),
         ("sampling", m.sampling, "cache, logits, merged weights; not at the same time"),
         ("the process itself", m.process, ""),
         ("peak", plan.peak, f"of {d.free / GB:.1f} GB free"),
-    ]
-    for label, size, note in rows:
+    ):
         table.add_row(label, f"{size / GB:.2f} GB", note)
     console.print(table)
     tokens = {work.name: work.tokens for work in plan.works}
