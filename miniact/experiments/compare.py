@@ -178,8 +178,7 @@ class Comparison:
         """UserError for a row that is no recipe, and for a folder that is no comparison's."""
         if (self.folder / "config.yaml").is_file():
             raise UserError(f"{self.folder}: holds a run, not a comparison; choose another --out")
-        for seed in self.seeds:
-            self.configs(seed)
+        self.configs(self.seeds[0])
 
     def check(self) -> None:
         """Everything that can be wrong, before hours of work. Changes nothing.

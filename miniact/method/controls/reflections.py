@@ -80,31 +80,28 @@ def experiences(
     by_id = {file.read(i).id: i for i, split in enumerate(file.splits) if split == "train"}
     for (state, expert), alternatives in by_state(pairs).items():
         name, _, step = state.id.rpartition("#")
-        known = file.read(by_id[name]) if name in by_id and step.isdigit() else None
-        outcomes = [
-            outcome
-            for action in (expert, *alternatives)
-            if known and (outcome := _outcome(env, known, int(step), state, action)) is not None
-        ]
-        whole = len(outcomes) > len(alternatives)
-        yield Experience(state, outcomes[0], tuple(outcomes[1:])) if whole else None
+        outcomes = []
+        if name in by_id and step.isdigit():
+            trajectory, actions = file.read(by_id[name]), (expert, *alternatives)
+            outcomes = _outcomes(env, trajectory, int(step), state, actions)
+        yield Experience(state, outcomes[0], tuple(outcomes[1:])) if outcomes else None
 
 
-def _outcome(
-    env: Env, trajectory: Trajectory, step: int, state: State, action: str
-) -> tuple[str, str] | None:
-    """(action, what it leads to in `state`), or None where `state` cannot be reached."""
+def _outcomes(
+    env: Env, trajectory: Trajectory, step: int, state: State, actions: Iterable[str]
+) -> list[tuple[str, str]]:
+    """(action, what it leads to in `state`) of each; [] where `state` cannot be reached."""
     if step >= len(trajectory.steps) or trajectory.steps[step].observation != state.observation:
-        return None
-    if not replay(env, trajectory, step):
-        return None
-    turn = env.step(action)
-    if turn.lost:
-        return None
-    shown = turn.observation[:OUTCOME_CHARACTERS]
-    cut = "…" if len(turn.observation) > OUTCOME_CHARACTERS else ""
-    solved = " The task is solved." if turn.success else ""
-    return action, f"{shown}{cut}{solved}"
+        return []
+    outcomes = []
+    for action in actions:
+        if not replay(env, trajectory, step) or (turn := env.step(action)).lost:
+            return []
+        shown = turn.observation[:OUTCOME_CHARACTERS]
+        cut = "…" if len(turn.observation) > OUTCOME_CHARACTERS else ""
+        solved = " The task is solved." if turn.success else ""
+        outcomes.append((action, f"{shown}{cut}{solved}"))
+    return outcomes
 
 
 # ---- reflecting ----------------------------------------------------------------------------
@@ -134,13 +131,12 @@ def make_reflections(
             text, verdict = judge_reflection(prompter, sample, expert)
             if verdict == "kept" and canonical(text) in seen:
                 verdict = "duplicate"
-            if verdict == "kept":
-                seen.add(canonical(text))
-                outcomes = (experience.taken, *experience.others)
-                kept = Reflection(experience.state, expert, text, outcomes, provenance or {})
-                yield kept, verdict
-            else:
+            if verdict != "kept":
                 yield None, verdict
+                continue
+            seen.add(canonical(text))
+            outcomes = (experience.taken, *experience.others)
+            yield Reflection(experience.state, expert, text, outcomes, provenance or {}), verdict
         at += len(batch)
 
 
