@@ -25,7 +25,7 @@ import logging
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,7 @@ def evaluate_reasoning(
         "model": model.path,
         "adapter": model.start or None,
         "results": measured,
-        "options": {
-            "max_tokens": options.max_tokens,
-            "limit": options.limit,
-            "chat_template": bool(lm.tokenizer.chat_template),
-            "seed": options.seed,
-        },
+        "options": {**asdict(options), "chat_template": bool(lm.tokenizer.chat_template)},
         "seconds": round(time.monotonic() - start, 1),
         "versions": versions(PACKAGES),
     }

@@ -57,21 +57,19 @@ class Size:
     def of(self, whole: Comparison) -> Comparison:
         """The comparison at this size."""
         sections = map(section_of, whole.stages)
-        steps = {f"stage.{s}.steps": getattr(whole.config.stage, s).steps for s in sections}
-        settings = [f"{key}={self._scaled(n)}" for key, n in steps.items()]
-        kept = (recipe for recipe in whole.recipes if recipe.name in self.rows)
-        rows = tuple(replace(r, overrides=tuple(map(self._row, r.overrides))) for r in kept)
-        config = with_overrides(whole.config, settings)
+        steps = [f"stage.{s}.steps={getattr(whole.config.stage, s).steps}" for s in sections]
+        rows = tuple(
+            replace(recipe, overrides=tuple(map(self._scaled, recipe.overrides)))
+            for recipe in whole.recipes
+            if recipe.name in self.rows
+        )
+        config = with_overrides(whole.config, [*map(self._scaled, steps)])
         return replace(whole, config=config, recipes=rows, seeds=self.seeds)
 
-    def _scaled(self, n: int) -> int:
-        return max(1, round(self.share * n)) if n else 0
-
-    def _row(self, override: str) -> str:
-        """Steps that a row sets by itself are scaled like all others."""
-        name, _, value = override.partition("=")
-        steps = re.fullmatch(r"stage\.\w+\.steps", name) and value.isdigit()
-        return f"{name}={self._scaled(int(value))}" if steps else override
+    def _scaled(self, override: str) -> str:
+        """Steps at this share, also those that a row sets by itself; one at least, unless 0."""
+        steps = re.fullmatch(r"(stage\.\w+\.steps)=([1-9]\d*)", override)
+        return f"{steps[1]}={max(1, round(self.share * int(steps[2])))}" if steps else override
 
 
 @dataclass(frozen=True)

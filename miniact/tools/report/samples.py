@@ -119,9 +119,8 @@ class Samples:
         self.seeds = list(dict.fromkeys(run.seed for run in runs))
         self.parts: list[tuple[str, int, list[dict[str, Any]], int]] = []  # kind, seed, items, of
         for number, run in enumerate(runs):
-            prompter = Prompter(
-                _NoTokens(), PromptConfig(form=str((run.config.get("prompt") or {}).get("form")))
-            )
+            form = str((run.config.get("prompt") or {}).get("form"))
+            prompter = Prompter(_NoTokens(), PromptConfig(form=form))
             for file in sorted((run.path / "samples").glob("*.jsonl")):
                 make = functools.partial(group_item, stage=file.stem, prompter=prompter)
                 self._add("groups", run, file, {"run": number, "stage": file.stem}, make)
@@ -135,9 +134,9 @@ class Samples:
         """Read a file, split by split: what is not of some split is one part."""
         parts: dict[str, list[dict[str, Any]]] = {}
         rows = read_rows(file, self.notes)
-        names = _splits_of_episodes(run, len(rows)) if kind == "episodes" else []
-        for number, row in enumerate(rows):
-            split = names[number] if names else str(row.get("split", ""))
+        own = [str(row.get("split", "")) for row in rows]
+        splits = _splits_of_episodes(run, len(rows)) if kind == "episodes" else own
+        for split, row in zip(splits, rows):
             parts.setdefault(split, []).append(row)
         bad = 0
         for split, chosen in parts.items():
