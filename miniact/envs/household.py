@@ -15,6 +15,7 @@ rooms, and goals (object, target) that train never has, but no word that train d
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -125,12 +126,9 @@ def _goals(task: str, room: Room) -> list[Goal]:
 @cache
 def _choices(split: str, task: str) -> tuple[tuple[Room, list[Goal]], ...]:
     """The rooms of a split in which it has goals for this type of task, with these goals."""
-    choices = []
-    for room in _rooms(split):
-        goals = [goal for goal in _goals(task, room) if (goal in _HELD_OUT) == (split == "ood")]
-        if goals:
-            choices.append((room, goals))
-    return tuple(choices)
+    rooms, held_out = _rooms(split), split == "ood"
+    goals = [[g for g in _goals(task, room) if (g in _HELD_OUT) == held_out] for room in rooms]
+    return tuple((room, choice) for room, choice in zip(rooms, goals) if choice)
 
 
 def _furnish(rng: random.Random, room: Room, kinds: list[str], goal: Goal) -> dict[str, list[str]]:
@@ -168,10 +166,11 @@ class Household:
         """n distinct task ids, the six types in turn."""
         check_names("household: unknown split", self.splits, split)
         rng = random.Random(f"{split}/{seed}")
-        per_type = min(-(-max(n, 0) // len(TASK_TYPES)), NUMBERS)
+        n = max(n, 0)
+        per_type = min(math.ceil(n / len(TASK_TYPES)), NUMBERS)
         rows = zip(*[rng.sample(range(NUMBERS), per_type) for _ in TASK_TYPES])
         ids = [f"{split}/{task}/{i:06d}" for row in rows for task, i in zip(TASK_TYPES, row)]
-        return ids[: max(n, 0)]
+        return ids[:n]
 
     def reset(self, task_id: str) -> tuple[str, Turn]:
         pattern = rf"({'|'.join(self.splits)})/({'|'.join(TASK_TYPES)})/[0-9]{{6}}"
@@ -327,7 +326,7 @@ class Household:
         if self._task == "look_at_light":
             in_light = self._lit and self._at and f"{LAMP} 1" in self._holds[self._at]
             return bool(in_light and self._hand and self._ready(self._hand))
-        targets = [place for place in self._places if _kind(place) == self._goal.target]
+        targets = (place for place in self._places if _kind(place) == self._goal.target)
         return any(sum(map(self._ready, self._holds[p])) >= self._needed for p in targets)
 
     def expert_action(self) -> str | None:
@@ -365,15 +364,15 @@ class Household:
     def _fetch(self) -> str | None:
         """Take an object of the right type (one that is ready, and near) or search for one."""
         done = self._targets() if self._needed == 2 else []
-        found = [
+        takeable = [
             (not self._ready(name), self._effort(place), i, name, place)
             for i, place in enumerate(self._places)
             for name in self._known(place)
             if _kind(name) == self._goal.object and place not in done
         ]
-        if not found:
+        if not takeable:
             return self._search(self._goal.object)
-        *_, name, place = min(found)
+        *_, name, place = min(takeable)
         return self._reach(place) or f"take {name} from {place}"
 
     def _bring(self, name: str, places: list[str]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from miniact import UserError
@@ -65,13 +66,8 @@ class ALFWorld:
         check_names("ALFWorld split: unknown name", self.splits, split)
         ids = sorted(self._games(split))
         random.Random(f"{split}/{seed}").shuffle(ids)
-        chosen: list[str] = []
-        for task_id in ids:
-            if len(chosen) >= n:
-                break
-            if _solvable(self._games(split)[task_id] / "game.tw-pddl"):
-                chosen.append(task_id)
-        return chosen
+        solvable = (i for i in ids if _solvable(self._games(split)[i] / "game.tw-pddl"))
+        return list(islice(solvable, max(n, 0)))
 
     def reset(self, task_id: str) -> tuple[str, Turn]:
         split = task_id.partition("/")[0]
@@ -127,15 +123,15 @@ class ALFWorld:
         if split not in self._listed:
             folder = self._root / TREE / split
             files = sorted(folder.glob("*/*/game.tw-pddl"))
-            found = {
-                f"{split}/{f.parent.parent.name}/{f.parent.name}": f.parent
-                for f in files
-                if f.parent.parent.name.partition("-")[0] in self._types
-                and "Sliced" not in f.parent.parent.name  # the package leaves those out as well
-            }
-            if not found:
+            games = {}
+            for file in files:
+                task, trial = file.parts[-3:-1]
+                # Like the package, leave out what asks for a slice.
+                if task.partition("-")[0] in self._types and "Sliced" not in task:
+                    games[f"{split}/{task}/{trial}"] = file.parent
+            if not games:
                 raise UserError(_why_empty(folder, bool(files)))
-            self._listed[split] = found
+            self._listed[split] = games
         return self._listed[split]
 
 

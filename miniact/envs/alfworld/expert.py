@@ -18,12 +18,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from miniact.envs.alfworld.engine import Game
-
-_TREATMENTS = {  # task type → (action, kind of receptacle, what it leaves on the object)
-    "pick_clean_then_place_in_recep": ("cleanobject", "sinkbasintype", "isclean"),
-    "pick_heat_then_place_in_recep": ("heatobject", "microwavetype", "ishot"),
-    "pick_cool_then_place_in_recep": ("coolobject", "fridgetype", "iscool"),
-}
+from miniact.envs.alfworld.games import TREATMENTS
 
 
 class Expert:
@@ -33,7 +28,7 @@ class Expert:
         wanted = trajectory["pddl_params"]
         self._game = game
         self._knows_all = knows_all
-        self._treatment = _TREATMENTS.get(trajectory["task_type"])
+        self._treatment = TREATMENTS.get(trajectory["task_type"])
         self._lamp = trajectory["task_type"] == "look_at_obj_in_light"
         self._target = wanted["object_target"].lower() + "type"
         self._goal = wanted["toggle_target" if self._lamp else "parent_target"].lower() + "type"
@@ -54,10 +49,11 @@ class Expert:
         if now.kind[held] != self._target:
             return self._put_away(now, held)
         if self._treatment is not None:
-            verb, station_kind, effect = self._treatment
-            stations = now.of_kind(station_kind)
-            if held not in now.having[effect]:
-                return self._first((verb, held), *(("gotolocation", s) for s in stations[:1]))
+            verb, station, mark = self._treatment
+            stations = now.of_kind(f"{station.lower()}type")
+            if held not in now.having[mark]:
+                ways = [("gotolocation", s) for s in stations[:1]]
+                return self._first((f"{verb}object", held), *ways)
         if self._lamp:
             lamps = [(o, r) for o, r in self._known(now) if now.kind[o] == self._goal]
             if not lamps:
@@ -72,16 +68,15 @@ class Expert:
     def _fetch(self, now: _Facts) -> str | None:
         """Get hold of an object of the wanted kind that is not yet where it should be."""
         goal = None if self._lamp else self._destination(now)
-        effect = self._treatment[2] if self._treatment else None
-        found = [
-            (o not in now.having[effect] if effect else False, r not in now.here, r, o)
+        ready = now.having[self._treatment[2]] if self._treatment else now.kind.keys()
+        takeable = [
+            (o not in ready, r not in now.here, r, o)
             for o, r in self._known(now)
-            if now.kind[o] == self._target
-            and not (r == goal and (effect is None or o in now.having[effect]))
+            if now.kind[o] == self._target and not (r == goal and o in ready)
         ]
-        if not found:
+        if not takeable:
             return self._search(now, self._target)
-        *_, place, target = min(found)
+        *_, place, target = min(takeable)
         return self._first(
             ("pickupobject", target, place), ("openobject", place), ("gotolocation", place)
         )
@@ -142,7 +137,7 @@ class _Facts:
         self.kind = {f[0]: f[1] for f in facts["objecttype"] | facts["receptacletype"]}
         self.fits = facts["cancontain"]
         self.openable, self.opened = _ids(facts["openable"]), _ids(facts["opened"])
-        self.having = defaultdict(set, {k: _ids(facts[k]) for k in ("isclean", "ishot", "iscool")})
+        self.having = {mark: _ids(facts[f"is{mark}"]) for mark in ("clean", "hot", "cool")}
         self.held = next((o for _, o in facts["holds"]), None)
         self.inside = sorted(facts["inreceptacle"])
         at = {location for _, location in facts["atlocation"]}

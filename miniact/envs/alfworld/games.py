@@ -26,20 +26,22 @@ import filelock
 from miniact import UserError
 from miniact.envs import check_names
 from miniact.envs.alfworld.engine import alfworld_folder, require_alfworld, visible_names
+from miniact.runs.files import read_json, write_text
 
 TREE = "json_2.1.1"
 SPLITS = ("train", "valid_seen", "valid_unseen")
 UNSEEN_ROOMS = (10, 219, 308, 424)  # those of the official valid_unseen split
-STATIONS = {  # task type → where its object must be treated before it is put away
-    "pick_and_place_simple": None,
-    "look_at_obj_in_light": None,
-    "pick_clean_then_place_in_recep": "SinkBasin",
-    "pick_heat_then_place_in_recep": "Microwave",
-    "pick_cool_then_place_in_recep": "Fridge",
-    "pick_two_obj_and_place": None,
+TREATMENTS = {  # task type → what is done with its object before it is put away, where, its mark
+    "pick_clean_then_place_in_recep": ("clean", "SinkBasin", "clean"),
+    "pick_heat_then_place_in_recep": ("heat", "Microwave", "hot"),
+    "pick_cool_then_place_in_recep": ("cool", "Fridge", "cool"),
 }
-TASK_TYPES = tuple(STATIONS)
-_TREATMENTS = {"SinkBasin": "clean", "Microwave": "heat", "Fridge": "cool"}
+TASK_TYPES = (
+    "pick_and_place_simple",
+    "look_at_obj_in_light",
+    *TREATMENTS,
+    "pick_two_obj_and_place",
+)
 _LAMP = "DeskLamp"  # floor lamps stand in no receptacle: the engine could not switch them on
 _LAMP_STANDS = ("Desk", "Dresser", "SideTable", "DiningTable", "CoffeeTable", "Shelf", "CounterTop")
 _COPIES = {"StoveBurner": 4}  # of receptacles that the layouts name without saying where they are
@@ -85,24 +87,21 @@ def _add(out: Path, counts: dict[str, int], seed: int) -> dict[str, int]:
 def _done(out: Path, seed: int) -> dict[str, int]:
     """How many games of each split are known to be complete; the folder must be ours."""
     note = out / "generated.json"
-    if not note.is_file():
-        if (out / TREE).exists():
-            raise UserError(
-                f"{out}: holds ALFWorld games that miniact did not make; choose another --out"
-            )
+    if note.is_file():
+        known = read_json(note)
+        if known["seed"] == seed:
+            return known["games"]
+        others = f"games of seed {known['seed']}, not {seed}"
+    elif (out / TREE).exists():
+        others = "ALFWorld games that miniact did not make"
+    else:
         return {}
-    known = json.loads(note.read_text())
-    if known["seed"] != seed:
-        raise UserError(
-            f"{out}: holds games of seed {known['seed']}, not {seed}; choose another --out"
-        )
-    return known["games"]
+    raise UserError(f"{out}: holds {others}; choose another --out")
 
 
 def _note(out: Path, seed: int, done: dict[str, int]) -> None:
-    part = out / ".part.json"
-    part.write_text(json.dumps({"seed": seed, "games": done}, sort_keys=True) + "\n")
-    part.replace(out / "generated.json")
+    note = json.dumps({"seed": seed, "games": done}, sort_keys=True)
+    write_text(out / "generated.json", f"{note}\n")
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class _Room:
     objects: list[str]
     has_lamp: bool
 
-    def places(self, kind: str, but: tuple[str | None, ...] = ()) -> list[str]:
+    def places(self, kind: str, but: tuple[str, ...] = ()) -> list[str]:
         """Kinds of receptacle in this room that may hold a kind of object, sorted."""
         here = sorted(set(self.receptacles.values()) - set(but))
         return [r for r in here if kind in _fits()[r]]
@@ -124,6 +123,7 @@ class _Room:
 
 
 _Goals = list[tuple[str, str]]  # (kind of object, kind of receptacle, or the lamp)
+_Choices = dict[tuple[str, bool], list[tuple[_Room, _Goals]]]  # see _choices
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,6 @@ class _Game:
     wording: str
     places: dict[str, str]  # object id → receptacle id
     trial: str
-
-    @property
-    def folder(self) -> str:
-        return f"{self.type}-{self.target}-None-{self.goal}-{self.room.number}"
 
 
 def _fits() -> dict[str, set[str]]:
@@ -166,18 +162,19 @@ def _read_rooms() -> list[_Room]:
                 receptacles[name] = kind
         for kind in sorted(fixed.intersection(kinds) - set(receptacles.values())):
             for i in range(_COPIES.get(kind, 1)):
-                basin = kind.endswith("Basin")  # the package counts basins by the rest of their id
                 name = f"{kind.removesuffix('Basin')}|+0{i}.00|+00.00|+00.00"
-                receptacles[name + f"|{kind}" * basin] = kind
+                if kind.endswith("Basin"):  # the package counts basins by the rest of their id
+                    name += f"|{kind}"
+                receptacles[name] = kind
         holdable = set().union(*(_fits()[kind] for kind in receptacles.values()))
         objects = [kind for kind in kinds if kind in holdable]
         rooms.append(_Room(number, receptacles, objects, _LAMP in kinds))
     return rooms
 
 
-def _choices(rooms: list[_Room]) -> dict[tuple[str, bool], list[tuple[_Room, _Goals]]]:
+def _choices(rooms: list[_Room]) -> _Choices:
     """(type of task, whether the room is held out) → the rooms that allow it, with their goals."""
-    table: dict[tuple[str, bool], list[tuple[_Room, _Goals]]] = {}
+    table: _Choices = {}
     for room in rooms:
         for type_ in TASK_TYPES:
             if goals := _goals(room, type_):
@@ -185,9 +182,7 @@ def _choices(rooms: list[_Room]) -> dict[tuple[str, bool], list[tuple[_Room, _Go
     return table
 
 
-def _make(
-    choices: dict[tuple[str, bool], list[tuple[_Room, _Goals]]], split: str, i: int, seed: int
-) -> _Game:
+def _make(choices: _Choices, split: str, i: int, seed: int) -> _Game:
     """Draw game i: the type goes round, then a room that allows it, a goal, and the places."""
     from alfworld.gen import goal_library
 
@@ -197,7 +192,8 @@ def _make(
     target, goal = rng.choice(goals)
     places: dict[str, str] = {}
     for kind in room.objects:
-        spared = (goal, STATIONS[type_]) if kind == target else ()
+        # The target starts neither where it shall end nor where it can be treated at once.
+        spared = (goal, *TREATMENTS.get(type_, ())[1:2]) if kind == target else ()
         fewest = 2 if kind == target and type_ == "pick_two_obj_and_place" else 1
         for copy in range(rng.randint(fewest, _MOST_OF_A_KIND)):
             if kinds := room.places(kind, spared):
@@ -214,13 +210,13 @@ def _goals(room: _Room, type_: str) -> _Goals:
     """What this type of task can ask for in this room."""
     from alfworld.gen import constants
 
-    station = STATIONS[type_]
     if type_ == "look_at_obj_in_light":
         stands = set(_LAMP_STANDS).intersection(room.receptacles.values())
         return [(kind, _LAMP) for kind in room.objects if room.has_lamp and stands]
-    kinds = room.objects
-    if station:
-        treatable = constants.VAL_ACTION_OBJECTS[_TREATMENTS[station].capitalize() + "able"]
+    kinds, station = room.objects, ""
+    if type_ in TREATMENTS:
+        verb, station, _ = TREATMENTS[type_]
+        treatable = constants.VAL_ACTION_OBJECTS[f"{verb.capitalize()}able"]
         kinds = [k for k in kinds if k in treatable and station in room.receptacles.values()]
     return [
         (kind, goal)
@@ -232,11 +228,11 @@ def _goals(room: _Room, type_: str) -> _Goals:
 
 def _write(game: _Game, out: Path, split: str) -> bool:
     """Write a game's three files; they appear together or not at all. False: it was there."""
-    folder = out / TREE / split / game.folder / game.trial
+    task = f"{game.type}-{game.target}-None-{game.goal}-{game.room.number}"
+    folder = out / TREE / split / task / game.trial
     if folder.is_dir():
         return False
     data = alfworld_folder() / "data"
-    grammar = (data / "alfred.twl2").read_text().replace("UNKNOWN GOAL", game.wording)
     problem = _problem(game)
     lamp = game.type == "look_at_obj_in_light"
     trajectory = {
@@ -253,7 +249,7 @@ def _write(game: _Game, out: Path, split: str) -> bool:
     }
     engine = {
         "pddl_domain": (data / "alfred.pddl").read_text(),
-        "grammar": grammar,
+        "grammar": (data / "alfred.twl2").read_text().replace("UNKNOWN GOAL", game.wording),
         "pddl_problem": problem,
         "solvable": True,
         "walkthrough": _walkthrough(game),
@@ -286,7 +282,8 @@ def _problem(game: _Game) -> str:
     facts = ["= (total-cost) 0", "atLocation agent1 loc|0"]
     for r, kind in room.receptacles.items():
         facts += [f"receptacleType {r} {kind}Type", f"receptacleAtLocation {r} {place[r]}"]
-        facts += [f"openable {r}"] * (kind in constants.OPENABLE_CLASS_SET)
+        if kind in constants.OPENABLE_CLASS_SET:
+            facts.append(f"openable {r}")
     facts += [
         f"canContain {r}Type {o}Type" for r in rooms_kinds for o in held_kinds if o in _fits()[r]
     ]
@@ -294,11 +291,11 @@ def _problem(game: _Game) -> str:
         facts += [f"objectType {o} {kinds[o]}Type", f"inReceptacle {o} {r}"]
         facts += [f"objectAtLocation {o} {place[r]}"]
         facts += [f"{'toggleable' if kinds[o] == _LAMP else 'pickupable'} {o}"]
-        facts += [f"isReceptacleObject {o}"] * (kinds[o] in constants.MOVABLE_RECEPTACLES_SET)
+        if kinds[o] in constants.MOVABLE_RECEPTACLES_SET:
+            facts.append(f"isReceptacleObject {o}")
         for property_ in ("Cleanable", "Heatable", "Coolable", "Sliceable"):
-            facts += [f"{property_.lower()} {o}"] * (
-                kinds[o] in constants.VAL_ACTION_OBJECTS[property_]
-            )
+            if kinds[o] in constants.VAL_ACTION_OBJECTS[property_]:
+                facts.append(f"{property_.lower()} {o}")
     goal = goal_library.gdict[game.type]["pddl"].replace("#", "-")
     head = "\n".join(f"        {name} - {type_}" for name, type_ in objects)
     init = "\n".join(f"        ({fact})" for fact in facts)
@@ -326,28 +323,32 @@ def _walkthrough(game: _Game) -> list[str]:
     by_kind = {kind: r for r, kind in game.room.receptacles.items()}
     closed = {r for r, k in game.room.receptacles.items() if k in constants.OPENABLE_CLASS_SET}
 
+    plan: list[str] = []
     at = ""
 
-    def go(receptacle: str, open_it: bool = True) -> list[str]:
+    def go(receptacle: str, open_it: bool = True) -> None:
         nonlocal at
-        name, shut, there = names[receptacle], open_it and receptacle in closed, receptacle == at
-        closed.difference_update({receptacle} if shut else ())
-        at = receptacle
-        return [f"go to {name}"] * (not there) + [f"open {name}"] * shut
+        if receptacle != at:
+            plan.append(f"go to {names[receptacle]}")
+            at = receptacle
+        if open_it and receptacle in closed:
+            plan.append(f"open {names[receptacle]}")
+            closed.remove(receptacle)
 
-    plan: list[str] = []
     targets = [o for o in game.places if o.partition("|")[0] == game.target]
     for target in targets[: 2 if game.type == "pick_two_obj_and_place" else 1]:
         source, name = game.places[target], names[target]
-        plan += [*go(source), f"take {name} from {names[source]}"]
-        if station := STATIONS[game.type]:
-            tool = by_kind[station]
-            verb = _TREATMENTS[station]
-            plan += [*go(tool, open_it=False), f"{verb} {name} with {names[tool]}"]
+        go(source)
+        plan.append(f"take {name} from {names[source]}")
+        if game.type in TREATMENTS:
+            verb, station, _ = TREATMENTS[game.type]
+            go(by_kind[station], open_it=False)
+            plan.append(f"{verb} {name} with {names[by_kind[station]]}")
         if game.goal == _LAMP:
             lamp = f"{_LAMP}|01"
-            plan += [*go(game.places[lamp]), f"use {names[lamp]}"]
+            go(game.places[lamp])
+            plan.append(f"use {names[lamp]}")
         else:
-            goal = by_kind[game.goal]
-            plan += [*go(goal), f"move {name} to {names[goal]}"]
+            go(by_kind[game.goal])
+            plan.append(f"move {name} to {names[by_kind[game.goal]]}")
     return plan

@@ -81,8 +81,8 @@ def open_folder(folder: str) -> Files:
             f"({WHERE_FROM}), or data: '' for the built-in catalogue"
         )
     wanted = ["items_shuffle.json", "items_ins_v2.json", HUMAN]
-    found = sorted(path.glob("items_shuffle*.json"), key=lambda file: (len(file.name), file.name))
-    for file in found:
+    catalogues = sorted(path.glob("items_shuffle*.json"), key=lambda f: (len(f.name), f.name))
+    for file in catalogues:
         tail = file.name.removeprefix("items_shuffle")
         wanted = [file.name, f"items_ins_v2{tail}", HUMAN]
         if (path / wanted[1]).is_file():
@@ -162,8 +162,8 @@ def _product(row: dict, asin: str, note: dict, where: str, notes: str) -> Produc
 
 def _amounts(pricing: str) -> list[float]:
     """'$1,299.00' → [1299.0]; '$5$8' and '$5 - $8' → [5.0, 8.0]; no price at all → [100.0]."""
-    found = [re.sub(r"[^0-9.]", "", part) for part in pricing.split("$")[1:]]
-    return [float(text) for text in found if re.fullmatch(r"\d+\.?\d*|\.\d+", text)] or [NO_PRICE]
+    prices = [re.sub(r"[^0-9.]", "", part) for part in pricing.split("$")[1:]]
+    return [float(text) for text in prices if re.fullmatch(r"\d+\.?\d*|\.\d+", text)] or [NO_PRICE]
 
 
 def _options(value: Any, where: str) -> dict[str, tuple[str, ...]]:

@@ -33,6 +33,12 @@ from miniact.envs.webshop.search import Index, open_index
 ON_A_PAGE = 10  # results
 SUB_PAGES = ("Description", "Features", "Reviews")
 ACTIONS = "Answer with search[words], or with click[…] and a button, product or option of the page."
+_RECEIPT = (
+    "Thank you for shopping with us!|Your code:|None|(Paste it in your MTurk interface.)|Purchased|"
+    "asin|{asin}|options|{options}|attrs|None|category|None|query|None|product category|None|"
+    "Target|asin|options|attrs|price upper|instuction text|category|product category|query|"
+    "Goal|None|Reward|Your score (min 0.0, max 1.0)|{score}|Reward Details|None"
+)
 TEST, DEV = 500, 1000  # goals of the official splits; the rest is train
 
 
@@ -49,10 +55,10 @@ class Shop(NamedTuple):
 def open_shop(data: str, goals: str) -> Shop:
     """Load a data folder ('' is the built-in catalogue) once per process."""
     loaded = parse(open_folder(data) if data else catalogue())
-    made = make_goals(loaded, goals)
+    all_goals = make_goals(loaded, goals)
     engine = open_index([product.document() for product in loaded.products])
     places = {product.asin: i for i, product in enumerate(loaded.products)}
-    return Shop(loaded.products, places, engine, made)
+    return Shop(loaded.products, places, engine, all_goals)
 
 
 class WebShop:
@@ -102,7 +108,7 @@ class WebShop:
         self._goal = self._shop.goals[int(number)]
         self._target = self._shop.places[self._goal.product.asin]
         self._steps = 0
-        self._home()
+        self._page = "search"
         self._last = Turn(self._show())
         return f"{self._goal.instruction}\n{ACTIONS}", self._last
 
@@ -161,7 +167,7 @@ class WebShop:
         if self._page == "item":
             for name, labels in self._product.options.items():
                 buttons |= {label: partial(self._choose, name, label) for label in labels}
-            buttons |= {name.lower(): partial(self._open_sub, name) for name in SUB_PAGES}
+            buttons |= {name.lower(): partial(self._go_to, name) for name in SUB_PAGES}
             buttons |= {"< prev": partial(self._turn_to, self._number), "buy now": self._buy}
         elif self._page == "results":
             buttons |= {p.asin.lower(): partial(self._open, p) for p in self._results()}
@@ -169,11 +175,8 @@ class WebShop:
                 buttons["< prev"] = partial(self._turn_to, self._number - 1)
             buttons["next >"] = partial(self._turn_to, self._number + 1)  # even on the last page
         else:
-            buttons["< prev"] = partial(self._open_sub, "item")
-        return {**buttons, "back to search": self._home}
-
-    def _home(self) -> None:
-        self._page = "search"
+            buttons["< prev"] = partial(self._go_to, "item")
+        return {**buttons, "back to search": partial(self._go_to, "search")}
 
     def _search(self, query: str) -> None:
         self._hits = self._shop.engine.search(query)
@@ -186,7 +189,7 @@ class WebShop:
         self._page, self._product = "item", product
         self._chosen: dict[str, str] = {}  # results open a product afresh: nothing stays chosen
 
-    def _open_sub(self, name: str) -> None:
+    def _go_to(self, name: str) -> None:
         self._page = name
 
     def _choose(self, name: str, label: str) -> None:
@@ -216,8 +219,8 @@ class WebShop:
         if self._page == "results":
             title = f"Page {self._number} (Total results: {len(self._hits)})"
             turn = ["< Prev", "Next >"] if self._number > 1 else ["Next >"]
-            found = [t for p in self._results() for t in (p.asin, p.title, p.price_tag)]
-            return [*head, title, *turn, *found]
+            results = [t for p in self._results() for t in (p.asin, p.title, p.price_tag)]
+            return [*head, title, *turn, *results]
         product = self._product
         head.append("< Prev")
         if self._page == "item":
@@ -232,24 +235,8 @@ class WebShop:
         chosen = json.dumps(self._chosen, sort_keys=True)
         for mark in "<>&'":
             chosen = chosen.replace(mark, f"\\u{ord(mark):04x}")
-        bought = [
-            "asin",
-            self._product.asin,
-            "options",
-            chosen,
-            "attrs",
-            "None",
-            "category",
-            "None",
-        ]
-        return [
-            *("Thank you for shopping with us!", "Your code:", "None"),
-            *("(Paste it in your MTurk interface.)", "Purchased", *bought),
-            *("query", "None", "product category", "None", "Target", "asin", "options", "attrs"),
-            *("price upper", "instuction text", "category", "product category", "query"),
-            *("Goal", "None", "Reward", "Your score (min 0.0, max 1.0)", str(self._score)),
-            *("Reward Details", "None"),
-        ]
+        facts = {"asin": self._product.asin, "options": chosen, "score": self._score}
+        return [cell.format(**facts) for cell in _RECEIPT.split("|")]
 
     # -------------------------------------------------------------------------------- the expert
 

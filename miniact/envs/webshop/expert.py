@@ -29,8 +29,8 @@ def key_words(instruction: str) -> list[str]:
     >>> " ".join(key_words("i need a washable rug, and price lower than 40.00 dollars"))
     'washable rug'
     """
-    found = re.findall(r"\w+", _PRICE.sub("", instruction).lower())
-    return [word for word in found if word not in _FILLER and words(word)]
+    tokens = re.findall(r"\w+", _PRICE.sub("", instruction).lower())
+    return [word for word in tokens if word not in _FILLER and words(word)]
 
 
 def choices(goal: Goal) -> dict[str, str]:

@@ -148,8 +148,8 @@ def nouns(title: str) -> list[str]:
     >>> nouns("Dunmere 4K Padded Laptop Bag for Travel")
     ['dunmere', 'laptop', 'bag', 'travel']
     """
-    found = re.findall(r"\w+(?:\.\w+)*", title.lower())
-    return [w for w in found if re.fullmatch(r"[^\d_]{2,}", w) and not _is_other(w)]
+    tokens = re.findall(r"\w+(?:\.\w+)*", title.lower())
+    return [w for w in tokens if re.fullmatch(r"[^\d_]{2,}", w) and not _is_other(w)]
 
 
 def _is_other(word: str) -> bool:

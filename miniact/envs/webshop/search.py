@@ -36,8 +36,8 @@ def words(text: str) -> list[str]:
     >>> words("The women's Running shoes, size 7")
     ['women', 'run', 'shoe', 'size', '7']
     """
-    found = re.findall(r"\w+", re.sub(r"['’]s\b", "", text.lower()))
-    return _stemmer().stemWords([word for word in found if word not in _STOP_WORDS])
+    tokens = re.findall(r"\w+", re.sub(r"['’]s\b", "", text.lower()))
+    return _stemmer().stemWords([word for word in tokens if word not in _STOP_WORDS])
 
 
 class Index:
