@@ -339,10 +339,48 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(folder):
     assert np.allclose(np.exp(logp_R.numpy()), p_V[token_R.numpy()], rtol=1e-3)
 
 
-def test_fast_layers_compute_what_the_slow_ones_do(folder):
-    """LoRA and the gated MLP against PEFT's and transformers' own forwards, gradients included."""
-    fast, slow = load(folder), load(folder)
-    for module in slow.model.modules():
+def with_the_slow_layers(policy):  # type: ignore[no-untyped-def]
+    for module in policy.model.modules():
         module.__dict__.pop("forward", None)
-    assert any("forward" in m.__dict__ for m in fast.model.modules())
+    return policy
+
+
+BASES = [{}, {"adapter": "qlora"}, {"adapter": "qlora", "gradient_checkpointing": True}]
+
+
+@pytest.mark.parametrize("options", BASES, ids=str)
+def test_fast_layers_compute_what_the_slow_ones_do(wide, options):
+    """LoRA and the gated MLP against PEFT's and transformers' own forwards, gradients included."""
+    fast, slow = load(wide, **options), with_the_slow_layers(load(wide, **options))
+    layers = [m for m in fast.model.modules() if hasattr(m, "lora_A")]
+    assert len(layers) == 14 and all("forward" in m.__dict__ for m in layers)
     assert relative(gradient(fast), gradient(slow)) < 1e-5
+
+
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+def test_in_bfloat16_the_fast_layers_are_no_further_from_the_truth(wide, adapter):
+    options = {"adapter": adapter, "dtype": "bfloat16"}
+    exact, fast = gradient(load(wide, adapter=adapter)), load(wide, **options)
+    slow = gradient(with_the_slow_layers(load(wide, **options)))
+    assert relative(gradient(fast), exact) < 1.1 * relative(slow, exact)
+    fast.forward_backward(GROUPS, LOSS)
+    for weight in fast.trainable.values():  # the master weights, and what AdamW makes of them
+        assert weight.dtype == weight.grad.dtype == torch.float32
+
+
+def test_beside_bfloat16_the_small_products_are_bfloat16_too(wide):
+    """No copy of x or of the gradient in float32: a third of the launches of a decode step."""
+    policy = load(wide, dtype="bfloat16")
+    kept = []
+
+    def pack(tensor):  # type: ignore[no-untyped-def]
+        kept.append((tensor.dtype, tensor.shape[-1]))
+        return tensor
+
+    layer = next(m for m in policy.model.modules() if hasattr(m, "lora_A"))
+    x = torch.randn(40, 64, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    rank4 = {(torch.float32, 64), (torch.float32, 4)}  # A and B
+    assert set(kept) == {(torch.bfloat16, 64), (torch.bfloat16, 4)} | rank4

@@ -3,8 +3,10 @@
 LoRA    y = x Wᵀ + s·(x Aᵀ) Bᵀ      ∂x = g W + s·(g B) A    ∂A = s·(g B)ᵀ x    ∂B = s·gᵀ (x Aᵀ)
 
 PEFT writes this as separate layers, a product with s = α/r and a sum, each of which reads and
-writes [tokens × width] once more. Here the small products are added in place. Only for a plain
-base: a 4-bit one stays with PEFT.
+writes [tokens × width] once more, and beside a bfloat16 or 4-bit base it does so in float32. Here
+the small products are added in place, in the precision of x. A and B themselves stay float32, and
+so do their gradients: small steps must not be lost. One form for all bases; of a 4-bit W (NF4)
+only the forward product is bitsandbytes' own, and W is restored for the backward one.
 
 Gate    y = silu(a)·b               ∂a = g·b·silu'(a)       ∂b = g·silu(a)
 
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import Linear
+from peft.tuners.lora import LoraLayer
 
 FEW = 64  # rows; on a CPU such a product is up to 1.6 times faster with the weight on the left
 
@@ -30,23 +32,35 @@ def few_rows(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 class _LoRALinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, A, B, scale):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    def forward(ctx: Any, x, base, A, B, scale):  # type: ignore[no-untyped-def]
         x_TI = x.reshape(-1, x.shape[-1])
-        h_TR = x_TI @ A.T
-        y_TO = F.linear(x_TI, weight, bias).addmm_(h_TR, B.T, alpha=scale)
-        ctx.save_for_backward(x_TI, h_TR, weight, A, B)
-        ctx.scale, ctx.shape = scale, x.shape
+        h_TR = x_TI @ A.to(x.dtype).T
+        y_TO = base(x_TI).addmm_(h_TR, B.to(x.dtype).T, alpha=scale)
+        ctx.save_for_backward(x_TI, h_TR, A, B)
+        ctx.base, ctx.scale, ctx.shape = base, scale, x.shape
         return y_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad):  # type: ignore[no-untyped-def]
-        x_TI, h_TR, weight, A, B = ctx.saved_tensors
+        x_TI, h_TR, A, B = ctx.saved_tensors
         g_TO = grad.reshape(-1, grad.shape[-1])
-        gh_TR = (g_TO @ B).mul_(ctx.scale)
+        gh_TR = (g_TO @ B.to(g_TO.dtype)).mul_(ctx.scale)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = (g_TO @ weight).addmm_(gh_TR, A).view(ctx.shape)
-        return dx, None, None, gh_TR.T @ x_TI, (g_TO.T @ h_TR).mul_(ctx.scale), None
+            dx_TI = g_TO @ _restored(ctx.base.weight, g_TO.dtype)
+            dx = dx_TI.addmm_(gh_TR, A.to(g_TO.dtype)).view(ctx.shape)
+        dA, dB = gh_TR.T @ x_TI, (g_TO.T @ h_TR).mul_(ctx.scale)
+        return dx, None, dA.to(A.dtype), dB.to(B.dtype), None
+
+
+def _restored(weight: Any, dtype: torch.dtype) -> torch.Tensor:
+    """W [out, in] as it computes: itself, or what its 4 bits stand for."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, state).to(dtype)
 
 
 class _Gate(torch.autograd.Function):
@@ -65,9 +79,10 @@ def _lora(layer: Any, x: torch.Tensor) -> torch.Tensor:
     base = layer.base_layer
     if layer.disable_adapters:
         few = x.device.type == "cpu" and x.numel() <= FEW * x.shape[-1]
-        return few_rows(x, base.weight) if few and base.bias is None else base(x)
+        plain = type(base) is torch.nn.Linear and base.bias is None
+        return few_rows(x, base.weight) if few and plain else base(x)
     A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    return _LoRALinear.apply(x, base.weight, base.bias, A, B, layer.scaling["default"])
+    return _LoRALinear.apply(x, base, A, B, layer.scaling["default"])
 
 
 def _gated_mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
@@ -75,9 +90,10 @@ def _gated_mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _is_lora(module: Any) -> bool:
-    if not isinstance(module, Linear) or type(module.base_layer) is not torch.nn.Linear:
+    if not isinstance(module, LoraLayer):
         return False
-    return module.base_layer.weight.dtype == module.lora_A["default"].weight.dtype
+    base = module.base_layer
+    return type(base) is torch.nn.Linear or type(base).__name__ == "Linear4bit"
 
 
 @torch.no_grad()
