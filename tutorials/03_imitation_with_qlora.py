@@ -464,23 +464,23 @@ assert gap[0] > 0 and abs(gap[-10:].mean()) < 0.02
 #
 # ## Exercise
 #
-# How much memory do the weights, gradients and AdamW's two moments of Qwen3-8B take in full training
-# with bfloat16 weights, and how much with QLoRA at rank 16? (A gradient has its weight's type, and the
-# moments are float32; QLoRA's adapter is float32 and its moments take 8 bits each, while embedding and
-# head stay bfloat16.) Work it out; `miniact plan` must agree. Then:
+# How much memory do the weights, gradients and AdamW's two moments of Qwen3-8B take in full training,
+# and how much with QLoRA at rank 16? (What is trained is float32, with its gradient and both moments:
+# a small step would be lost in the rounding of bfloat16. QLoRA's embedding and head are not trained
+# and stay bfloat16.) Work it out; `miniact plan` must agree. Then:
 # which part of the QLoRA sum is the largest, and would rank 64 still fit under 24 GB?
 
 # %%
-# solution: full training: 2 bytes a weight, 2 for its gradient, 4 for each of two moments
-full_by_hand = big.parameters * (2 + 2 + 2 * 4)
+# solution: full training: 4 bytes a weight, 4 for its gradient, 4 for each of two moments
+full_by_hand = big.parameters * (4 + 4 + 2 * 4)
 
 
 def qlora_by_hand(r):
-    """Frozen weights; then 4 bytes each for a trained weight and its gradient, 2 moments of 1 byte."""
+    """Frozen weights; then 4 bytes each for a trained weight, its gradient and two moments."""
     frozen = (
         big.linear * NF4 + (big.parameters - big.linear) * 2
     )  # embedding and head stay bfloat16
-    return frozen + big.lora(r) * (4 + 4 + 2 * 1)
+    return frozen + big.lora(r) * (4 + 4 + 2 * 4)
 
 
 card = Device("cuda", "a card with 24 GB", "bfloat16", free=24 * GB, matmul=1e14, bandwidth=1e12)

@@ -98,7 +98,7 @@ def evaluation(config: Config) -> Work:
 
 
 def weight_bytes(shape: Shape, model: ModelConfig, dtype: str) -> float:
-    b = BYTES[dtype]
+    b = 4 if model.adapter == "full" else BYTES[dtype]  # what is trained is float32
     if model.adapter != "qlora":
         return shape.parameters * b
     return shape.linear * NF4 + (shape.parameters - shape.linear) * b
@@ -163,7 +163,7 @@ def memory(shape: Shape, model: ModelConfig, work: Work, device: Device) -> Memo
     return Memory(
         process=PROCESS[device.kind],
         weights=weight_bytes(shape, model, device.dtype),
-        adapter=trained * (BYTES[device.dtype] if full else 2 * 4),
+        adapter=trained * (4 if full else 2 * 4),
         optimizer=trained * 2 * 4,
         training=training_bytes(shape, model, work, device.dtype),
         sampling=sampling_bytes(shape, model, work, device) if work.samples else 0,
