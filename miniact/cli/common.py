@@ -14,6 +14,8 @@ import click
 from miniact import Interrupted, UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from miniact.config import Config
 
 # How long a waiting thread spins before it sleeps. OpenMP's default (300,000 rounds, milliseconds)
@@ -26,6 +28,12 @@ if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 DEFAULT_CONFIG = "household"
+
+
+def terminal() -> Console:
+    from rich.console import Console
+
+    return Console()
 
 
 def friendly(command: Callable) -> Callable:

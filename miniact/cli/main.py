@@ -9,7 +9,7 @@ import click
 
 from miniact import __version__
 from miniact.cli import tools as cli_tools
-from miniact.cli.common import COMMON, fresh_folder, friendly, takes_config
+from miniact.cli.common import COMMON, fresh_folder, friendly, takes_config, terminal
 
 if TYPE_CHECKING:
     from miniact.config import Config
@@ -22,6 +22,10 @@ GONE = {  # commands of before, and what does their work
     "reference": "read docs/reference.md",
     "reflect": "use miniact run --recipe reflect",
 }
+
+
+PATH = click.Path(path_type=Path)
+RUN_FOLDER = click.option("--out", type=PATH, required=True, help="Run folder.")
 
 
 class Commands(click.Group):
@@ -44,36 +48,32 @@ def main() -> None:
 
 @main.command()
 @takes_config(*COMMON, "--recipe")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder (default: under runs/).")
-@click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run folder.")
+@click.option("--out", type=PATH, help="Run folder (default: under runs/).")
+@click.option("--resume", type=PATH, help="Go on with this run folder.")
 @click.option("--force", is_flag=True, help="Run even if the plan says that it cannot fit.")
 def run(config: Config, out: Path | None, resume: Path | None, force: bool) -> None:
     """Train and evaluate a whole recipe (default: il,act,rl), after a plan of what it takes."""
-    from rich.console import Console
-
     from miniact.config.plugins import short
     from miniact.experiments.pipeline import resume_run, start_run
     from miniact.tools.plan import check_fits
 
     if resume:
-        resume_run(resume, Console())
+        resume_run(resume, terminal())
         return
-    check_fits(config, Console(), force)
+    check_fits(config, terminal(), force)
     stages = "-".join(map(short, config.recipe)) or "base"
-    start_run(config, out or fresh_folder(config, stages), Console())
+    start_run(config, out or fresh_folder(config, stages), terminal())
 
 
 def _stage_command(name: str, doc: str) -> None:
     @main.command(name, help=doc)
     @takes_config(*COMMON, "--adapter", "--trajectories", "--pairs")
-    @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
+    @RUN_FOLDER
     def command(config: Config, out: Path) -> None:
-        from rich.console import Console
-
         from miniact.config.load import with_overrides
         from miniact.experiments.pipeline import start_run
 
-        start_run(with_overrides(config, [f"recipe={name}"]), out, Console())
+        start_run(with_overrides(config, [f"recipe={name}"]), out, terminal())
 
 
 _stage_command("il", "Imitation learning alone: cross-entropy on the expert's actions.")
@@ -83,26 +83,22 @@ _stage_command("rl", "RL on actions alone: GRPO on the expert's states.")
 
 @main.command()
 @takes_config(*COMMON)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+@click.option("--out", type=PATH, required=True, help="File to write.")
 def collect(config: Config, out: Path) -> None:
     """Write expert trajectories: played by the environment's expert, or imported."""
-    from rich.console import Console
-
     from miniact.experiments.pipeline import collect_to
 
-    collect_to(config, out, Console())
+    collect_to(config, out, terminal())
 
 
 @main.command()
 @takes_config(*COMMON, "--adapter", "--trajectories")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
+@RUN_FOLDER
 def pairs(config: Config, out: Path) -> None:
     """Make contrastive pairs: sample what the model would have done instead of the expert."""
-    from rich.console import Console
-
     from miniact.experiments.pipeline import only_pairs
 
-    only_pairs(config, out, Console())
+    only_pairs(config, out, terminal())
 
 
 @main.command("eval")
@@ -120,7 +116,7 @@ def pairs(config: Config, out: Path) -> None:
 )
 @click.option("--suite", help="General reasoning instead: math500,gpqa_diamond or a task's YAML.")
 @click.option("--limit", type=int, help="Questions per --suite task, to try it out.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
+@RUN_FOLDER
 def evaluate(
     config: Config,
     policy: str,
@@ -130,8 +126,6 @@ def evaluate(
     out: Path,
 ) -> None:
     """Measure a model or an adapter on held-out tasks, states and pairs."""
-    from rich.console import Console
-
     from miniact.config.load import with_overrides
 
     more = ["recipe=[]", *([f"eval.intervene={intervene}"] if intervene else [])]
@@ -140,7 +134,7 @@ def evaluate(
     if policy == "expert":
         from miniact.evaluation.expert import evaluate_expert
 
-        evaluate_expert(config, out, Console())
+        evaluate_expert(config, out, terminal())
     elif suite:
         from miniact.evaluation.reasoning import ReasoningOptions, evaluate_reasoning, result_lines
 
@@ -149,22 +143,20 @@ def evaluate(
     else:
         from miniact.experiments.pipeline import start_run
 
-        start_run(config, out, Console())
+        start_run(config, out, terminal())
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @click.argument("what", type=click.Choice(["pair", "group", "episode", "results"]))
 @click.option("--stage", help="Which stage, for example 2-act (default: the last one).")
 @click.option("--number", "-n", default=0, show_default=True, help="Which one, counted from 0.")
 @friendly
 def show(folder: Path, what: str, stage: str | None, number: int) -> None:
     """Print a pair, a rollout group, an episode or the results of run FOLDER."""
-    from rich.console import Console
-
     from miniact.tools.play import show_item
 
-    show_item(folder, what, stage, number, Console())
+    show_item(folder, what, stage, number, terminal())
 
 
 @main.command()
@@ -174,18 +166,16 @@ def show(folder: Path, what: str, stage: str | None, number: int) -> None:
 @click.option("--task", type=int, default=0, show_default=True, help="Which task of the split.")
 def play(config: Config, watch: bool, split: str, task: int) -> None:
     """Act in a world yourself, or watch a policy act."""
-    from rich.console import Console
-
     from miniact.tools.play import play_task
 
-    play_task(config, watch or bool(config.model.start), split, task, Console())
+    play_task(config, watch or bool(config.model.start), split, task, terminal())
 
 
 @main.command("export")
-@click.argument("adapter", type=click.Path(path_type=Path))
+@click.argument("adapter", type=PATH)
 @click.option("--to", type=click.Choice(["mlx", "merged"]), required=True, help="What to write.")
 @click.option("--model", default="", help="The base model, if not the one the adapter names.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder to write.")
+@click.option("--out", type=PATH, required=True, help="New folder to write.")
 @friendly
 def export_adapter(adapter: Path, to: str, model: str, out: Path) -> None:
     """Write an adapter in mlx-lm's format, or merged into a model of its own."""

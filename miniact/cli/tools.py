@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from miniact.cli.common import COMMON, friendly, takes_config
+from miniact.cli.common import COMMON, friendly, takes_config, terminal
 
 if TYPE_CHECKING:
     from miniact.config import Config
@@ -17,11 +17,9 @@ if TYPE_CHECKING:
 @takes_config(*COMMON)
 def plan(config: Config) -> None:
     """Estimate memory and time of a config before anything is loaded."""
-    from rich.console import Console
-
     from miniact.tools.plan import make_plan, print_plan
 
-    print_plan(config, make_plan(config), Console())
+    print_plan(config, make_plan(config), terminal())
 
 
 @click.command("import")
@@ -113,14 +111,12 @@ def compare(  # noqa: PLR0913
 
     Ends with one table: mean ± std over seeds, 95 % intervals, differences to the baseline.
     """
-    from rich.console import Console
-
     from miniact.experiments.budget import fit, parse_budget
     from miniact.experiments.compare import planned, run_comparison
     from miniact.tools.plan import check_fits
 
     asked = planned(config, out, recipes, seeds, baseline)
-    limit, console = parse_budget(budget) if budget else None, Console()
+    limit, console = parse_budget(budget) if budget else None, terminal()
     (asked.check_rows if limit else asked.check)()
     console.print(asked.amount(), highlight=False, soft_wrap=True)
     check_fits(asked.longest_run(), console, force)

@@ -176,6 +176,8 @@ def seconds(shape: Shape, config: Config, device: Device) -> Iterator[tuple[str,
     weights = weight_bytes(shape, model, device.dtype)
 
     def sample(batch: int, P: int, G: int, C: int) -> float:
+        if not batch:  # eval.pairs: 0
+            return 0.0
         work = Work("", 0, batch, P, G, C, True)
         passes = max(1.0, batch / together(shape, model, work, device))
         prefill = batch * forward_flops(shape, P, 0, 0) / (device.matmul * PREFILL_SHARE)
