@@ -54,17 +54,28 @@ def test_it_says_what_a_run_was_doing(event, name):
     assert activity(event) == name
 
 
+JUST_BEFORE = {  # what is being done → the event that ends it, as activity and number
+    "collecting": ("sampling pairs", 0),
+    "sampling pairs": ("evaluating", 0),
+    "writing an evaluation": ("writing an evaluation", 1),
+    "writing a checkpoint": ("writing a checkpoint", 3),
+    "writing an adapter": ("evaluating", 0),
+    "writing the report": ("writing the report", 1),
+}
+
+
 @pytest.mark.slow
-def test_a_run_is_killed_twice_while_it_writes_and_is_the_same(tmp_path, monkeypatch):
-    moments = [Moment(activity="writing a checkpoint", nth=3, itself=True)]
-    moments += [Moment(activity="writing an adapter", nth=9, itself=True)]
+def test_a_run_that_is_killed_six_times_ends_with_the_bytes_of_one_that_was_not(
+    tmp_path, monkeypatch
+):
+    moments = [Moment(activity=a, nth=n, itself=True) for a, n in JUST_BEFORE.values()]
     monkeypatch.setattr("soak.draw_moment", lambda rng, whole: moments.pop(0))
-    monkeypatch.setattr("soak.CHANCES", (1, 1, 0))
+    monkeypatch.setattr("soak.CHANCES", (*(1 for _ in moments), 0))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     out = tmp_path / "soak.json"
-    done = CliRunner().invoke(main, ["--kills", "2", "--out", str(out)])
+    done = CliRunner().invoke(main, ["--kills", "6", "--out", str(out)])
     assert done.exit_code == 0, done.output
     (trial,) = json.loads(out.read_text())["trials"]
-    assert trial["kills"] == ["writing a checkpoint", "writing an adapter"]
+    assert trial["kills"] == list(JUST_BEFORE)
     assert not (trial["exit code"] or trial["different"] or trial["leftovers"])
-    assert "2 kills in 1 runs, 0 of them differ" in done.output
+    assert "6 kills in 1 runs, 0 of them differ" in done.output

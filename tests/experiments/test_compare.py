@@ -55,7 +55,7 @@ SMALL = [
     *("stage.il.batch=4", "stage.act.batch=4", "stage.rl.batch=4"),
     *("stage.act.group_size=4", "stage.rl.group_size=4", "model.rank=4", "model.alpha=8"),
     *("env.train_tasks=12", "env.heldout_tasks=4", "env.options={max_steps: 18}"),
-    *("eval.episodes=2", "eval.states=4", "eval.pairs=4", "prompt.history=3"),
+    *("eval.splits=[id]", "eval.episodes=2", "eval.states=4", "eval.pairs=4", "prompt.history=3"),
 ]
 
 

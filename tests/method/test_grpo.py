@@ -234,6 +234,8 @@ def test_groups_without_a_signal_are_dropped_but_keep_their_share_of_the_weights
     assert metrics["all_wrong"] == 0.25 and metrics["all_correct"] == 0.25
     assert metrics["reward"] == metrics["correct"] == 7 / 16
     assert metrics["reply_tokens"] == 11 / 4
+    drawn = [logp for r in rollouts for sample in r.samples for logp in sample.logps]
+    assert metrics["entropy"] == pytest.approx(-np.mean(drawn)) and metrics["entropy"] > 0
     assert [r.prompt for r in rollouts] == [(1,), (2,), (3,), (5,)]
     assert metrics["grad_norm"] == 0.5 and policy.steps == [(0.1, 1.0)]
 
