@@ -96,11 +96,13 @@ def test_act_counts_and_skips_groups_without_variance(world):
 def test_rl_rewards_the_experts_action_canonically(world):
     def script(prompt: str, i: int) -> str:
         room = prompt.rpartition("room ")[2][0]
-        return f"<action>GO  {room}.</action>" if i == 0 else "<action>wait</action>"
+        replies = [f"<action>GO  {room}.</action>", *(["<action>wait</action>"] * 2), "no idea"]
+        return replies[i]
 
     config = GRPOConfig(steps=2, batch=3, group_size=4)
     result = world(rl, config, script)
     assert all(r["correct"] == 0.25 and r["reward"] == 0.25 for r in result.rows)
+    assert all(r["valid"] == 0.75 for r in result.rows)
     assert all(
         g.completions[0].advantage > 0 > g.completions[1].advantage for g in result.policy.trained
     )
