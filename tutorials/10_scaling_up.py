@@ -10,9 +10,9 @@
 # $$M = M_{\text{process}}+\underbrace{N\,b}_{\text{weights}}+\underbrace{8\,n}_{\text{adapter, gradients}}
 #   +\underbrace{8\,n}_{\text{AdamW}}+\max\big(M_{\text{activations}}+M_{\text{logits}},\;M_{\text{KV cache}}\big)$$
 #
-# with $N$ frozen weights of $b$ bytes and $n$ trained ones, whose moments take 2 bytes instead of 8
-# where AdamW keeps them in 8 bits. Each part is worked out by hand below and asserted equal to what
-# `miniact plan` says. The plan is then held against a measured peak of the tiny model on this CPU.
+# with $N$ frozen weights of $b$ bytes and $n$ trained ones, float32 with gradients and moments. Each
+# part is worked out by hand below and asserted equal to what `miniact plan` says. The plan is then
+# held against a measured peak of the tiny model on this CPU.
 # **Nothing on this page has been measured on a GPU**: 24 GB is arithmetic so far.
 
 # %%
@@ -40,8 +40,9 @@ from miniact.tools.plan import (
     Device,
     Work,
     memory,
-    sampling_bytes,
+    prompt_bytes,
     stage_works,
+    together,
     training_bytes,
     weight_bytes,
 )
@@ -140,23 +141,22 @@ for s in shapes:
 # ## 4 · Adapter, gradients, optimizer
 #
 # LoRA adds $r\,(i+o)$ weights beside a layer with $i$ inputs and $o$ outputs. They are float32, and so
-# are their gradients: 8 bytes each. AdamW keeps two moments: 8 bytes more, or 2 in 8 bits (QLoRA on a
-# GPU). Training *all* weights would keep gradients (bfloat16) and moments (float32) for all
-# of them:
+# are their gradients: 8 bytes each. AdamW keeps two moments: 8 bytes more. Training *all* weights would
+# keep all of them in float32, with gradients and moments:
 
 # %%
 q, k, h, f = qwen.heads * qwen.head_dim, qwen.kv_heads * qwen.head_dim, qwen.hidden, qwen.ff
 widths = [(h, q), (h, k), (h, k), (q, h), (h, f), (h, f), (f, h)]
 n = qwen.layers * sum(model.rank * (i + o) for i, o in widths)
 assert n == qwen.lora(model.rank)
-assert (plan.adapter, plan.optimizer) == (8 * n, 2 * n)
+assert (plan.adapter, plan.optimizer) == (8 * n, 8 * n)
 
 full = memory(qwen, replace(model, adapter="full"), work, gpu)
 N = qwen.parameters
-assert (full.weights, full.adapter, full.optimizer) == (2 * N, 2 * N, 8 * N)
+assert (full.weights, full.adapter, full.optimizer) == (4 * N, 4 * N, 8 * N)
 print(f"LoRA, rank {model.rank}: {n / 1e6:.1f} M trained weights, {n / N:.2%} of all")
-print(f"  adapter and gradients {8 * n / GB:.2f} GB, moments {2 * n / GB:.2f} GB")
-print(f"all weights: gradients {2 * N / GB:.1f} GB, moments {8 * N / GB:.1f} GB")
+print(f"  adapter and gradients {8 * n / GB:.2f} GB, moments {8 * n / GB:.2f} GB")
+print(f"all weights: gradients {4 * N / GB:.1f} GB, moments {8 * N / GB:.1f} GB")
 
 # %% [markdown]
 # ## 5 · Activations
@@ -207,22 +207,22 @@ for label, tokens in (
 # ## 7 · The KV cache
 #
 # Sampling keeps the keys and values of every token in every layer: $2Lk$ numbers. The prompt's are
-# kept once for all answers; the answers' count twice, to allow for copies when finished answers leave
-# the batch. On top comes the larger of two buffers: the logits of one step, or one layer while the
-# prompt is read. Sampling and training never happen together: the larger of them counts.
+# kept once for all its answers. On top come the logits of one step. Sampling and training never happen
+# together, and sampling takes as many prompts at once as the free memory holds
+# (`model.sample_memory`): so training is what must fit, and sampling uses what is left.
 
 # %%
 per_token = 2 * L * k * b
-shared, plain = (P + 2 * G * C) * per_token, G * (P + 2 * C) * per_token
-last = max(
-    G * qwen.vocab * 4 * 3, P * (2 * f + 6 * h) * b
-)  # logits of a step, or one prefill layer
-assert sampling_bytes(qwen, model, replace(work, batch=1), "bfloat16") == shared + last
+shared, plain = (P + G * C) * per_token, G * (P + C) * per_token
+assert prompt_bytes(qwen, work, gpu) == shared + G * qwen.vocab * 16
 print(
     f"{per_token / 1000:.0f} kB a token; one group: {shared / GB:.2f} GB, with G copies of the prompt {plain / GB:.2f} GB"
 )
-print(f"sampling in all {plan.sampling / GB:.2f} GB, training {plan.training / GB:.2f} GB")
-assert plan.sampling < plan.training
+at_once = together(qwen, model, work, gpu)
+print(
+    f"training takes {plan.training / GB:.2f} GB; {at_once:.0f} of {work.batch} prompts are sampled at once"
+)
+assert 1 < at_once <= work.batch
 
 # %% [markdown]
 # ## 8 · All together, and what each lever does
@@ -243,7 +243,6 @@ def parts(s, model, work, whole_logits=0):
     head = min(CHUNK, work.group * work.completion * work.batch) * s.vocab * 10
     kept = m.training - max(passing, head)
     head = max(passing, head, whole_logits * s.vocab * 10)
-    assert m.sampling < m.training
     return np.array([m.process, m.weights, m.adapter, m.optimizer, kept, head]) / GB
 
 
@@ -272,8 +271,9 @@ taken_away = {
     "with all 16 groups in one pass": parts(qwen, all_groups, work),
     "with half the token budget": parts(qwen, replace(model, max_tokens_per_batch=T // 2), one),
 }
-assert work.batch == 16 and np.isclose(levers["+ QLoRA"].sum() * GB, plan.peak)
-assert np.isclose(taken_away["all levers (the shipped config)"].sum() * GB, plan.peak)
+needed = plan.process + plan.weights + plan.adapter + plan.optimizer + plan.training
+assert work.batch == 16 and np.isclose(levers["+ QLoRA"].sum() * GB, needed)
+assert np.isclose(taken_away["all levers (the shipped config)"].sum() * GB, needed)
 
 for title, bars in (
     ("LoRA, no checkpointing", models),
