@@ -44,6 +44,7 @@ class State:
     observation: str
     admissible: tuple[str, ...] | None = None
     earlier: int = 0
+    compare: str = "words"  # the rule by which two actions are the same: rewards.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,16 @@ class Trajectory:
     split: str = "train"
     source: str = ""
     tools: tuple[dict[str, Any], ...] = ()  # definitions of the tools that were at hand
+    compare: str = "words"  # how its actions are compared: "words", "exact" or "json"
 
     def state(self, i: int) -> State:
         """s_i: the state before step i, in which the expert chose `steps[i].action`."""
         past = tuple((step.observation, step.action) for step in self.steps[:i])
         now = self.steps[i]
-        return State(f"{self.id}#{i}", self.task, past, now.observation, now.admissible)
+        return State(
+            *(f"{self.id}#{i}", self.task, past, now.observation, now.admissible),
+            compare=self.compare,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,11 @@ class EnvConfig:
     columns: dict = key({}, "our field → the file's column, where they differ: {task: instruction}")
     heldout_share: float = key(0.2, "share to hold out of a file with one split", low=0, below=1)
     skip_bad_rows: bool = key(False, "count malformed rows and go on, instead of stopping")
+    compare: str = key(
+        "auto",
+        "when two actions of a file are the same: auto is what the import found",
+        choices=("auto", "words", "exact", "json"),
+    )
 
     def check(self, where: str) -> None:
         if is_plugin(self.name):

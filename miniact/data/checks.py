@@ -132,6 +132,7 @@ class Findings:
     actions: int = 0
     tasks: Counter = field(default_factory=Counter)
     example: str = ""
+    compare: set[str] = field(default_factory=set)  # rules by which actions are compared
 
     def add(self, t: Trajectory) -> None:
         self.rows += 1
@@ -139,6 +140,7 @@ class Findings:
         self.unknown += t.success is None
         self.heldout += t.split != "train"
         self.acknowledged += is_ok(t.steps[0].action)
+        self.compare.add(t.compare)
         self.actions += len(t.steps)
         self.blind += sum(is_blind(step.observation) for step in t.steps)
         self.tasks[hash(t.task)] += 1

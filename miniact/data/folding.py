@@ -79,6 +79,8 @@ def _row(dialogue: Dialogue, columns: _Columns, head: list[str]) -> Row:
     }
     if any(columns.menus):
         row["admissible"] = columns.menus
+    if not columns.is_game:
+        row["compare"] = "json" if columns.calls else "exact"
     split = dialogue.row.get("split")
     row["split"] = split if isinstance(split, str) and split else "train"
     return {**row, "tools": dialogue.tools} if dialogue.tools else row
@@ -201,6 +203,7 @@ class _Columns:
     def __init__(self, calls: bool, notes: Notes) -> None:
         self.calls, self.notes = calls, notes
         self.task: str | None = None
+        self.is_game = False  # a text world, which does not mind how a command is written
         self.observations: list[str] = []
         self.actions: list[str] = []
         self.menus: list[list[str] | None] = []
@@ -212,6 +215,7 @@ class _Columns:
         """What a user or a system says: first the task, later observations."""
         self._flush()
         self._menu = turn.menu or self._menu
+        self.is_game |= bool(turn.menu)
         observed = _OBSERVED.match(turn.text)
         text = turn.text[observed.end() if observed else 0 :].strip()
         if not text:
@@ -221,7 +225,8 @@ class _Columns:
         elif self.task is None:
             if len(_TASK.findall(text)) > 1:
                 self.notes["examples before the task: the last one named is the task"] += 1
-            self.task, text = split_task(text)
+            whole, (self.task, text) = text, split_task(text)
+            self.is_game |= not self.calls and self.task != whole
             self._seen += [guarded(text)] if text else []
         else:
             self._seen.append(f"User: {guarded(text)}" if self.calls else guarded(text))

@@ -52,6 +52,7 @@ class Report:
     counts: Counter
     findings: list[str]
     success: str | None = None
+    compare: str = "words"
 
     def write(self, out: Path) -> None:
         """Beside the trajectories, as OUT.import.json."""
@@ -66,6 +67,7 @@ class Report:
             f"kept: {kept} trajectories, {self.counts['actions']} actions"
             + (f"; {n} failed, not imitated" if (n := self.counts["failed"]) else ""),
         ]
+        lines.append(f"actions are compared by the rule: {self.compare} (env.compare)")
         if self.success:
             lines.append(f"success: {self.success}")
         for name, n in sorted(self.counts.items()):
@@ -227,8 +229,10 @@ class _Conversion:
                 why = "without a call to imitate"
             self.counts[f"left out: dialogue {why} ({_reasons(notes)})"] += 1
             return None
-        if source.form.name in _PUBLISHED and row["id"] is not None:
-            row["id"] = f"{row['id']}/{source.number}"
+        if source.form.name in _PUBLISHED:
+            row.pop("compare", None)  # text worlds all
+            if row["id"] is not None:
+                row["id"] = f"{row['id']}/{source.number}"
         row["source"] = f"{source.form.name} {source.file.name}"
         row["success"] = self._rule(dialogue.row) if self._rule else None
         if source.form.open:
@@ -263,7 +267,8 @@ class _Conversion:
             if findings.unknown:
                 told += f", {findings.unknown} do not say"
         lines = findings.lines(self.survey, self.options.code_block)
-        return Report(self.formats, self.counts, lines, told)
+        rules = " and ".join(sorted(findings.compare))
+        return Report(self.formats, self.counts, lines, told, rules)
 
 
 def _reasons(notes: Counter) -> str:

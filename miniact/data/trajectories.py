@@ -4,7 +4,8 @@ One line is one trajectory (docs/logs.md documents every field):
 
     {"id": …, "task": …, "observations": [o_0, …], "actions": [a_0, …], "admissible": [[…], …] or
     absent,
-     "success": true, "split": "train", "source": "…", "tools": [{…}, …] or absent}
+     "success": true, "split": "train", "source": "…", "tools": [{…}, …] or absent,
+     "compare": "exact" or "json", if not as words}
 
 A file is streamed and indexed by byte offset, never read whole: 1 GB of logs costs a few megabytes.
 """
@@ -30,6 +31,7 @@ from miniact.runs.files import read_jsonl
 from miniact.types import State, Step, Trajectory
 
 FIELDS = ("id", "task", "observations", "actions", "admissible", "success", "split", "source")
+COMPARE = ("words", "exact", "json")  # rules by which actions are compared
 _HALF = re.compile("[\ud800-\udfff]")  # half of a character: JSON can spell it, UTF-8 cannot
 
 
@@ -43,7 +45,8 @@ def to_row(t: Trajectory) -> dict[str, Any]:
     if any(s.admissible is not None for s in t.steps):
         row["admissible"] = [list(s.admissible or ()) for s in t.steps]
     row |= {"success": t.success, "split": t.split, "source": t.source}
-    return {**row, "tools": list(t.tools)} if t.tools else row
+    row |= {"tools": list(t.tools)} if t.tools else {}
+    return row if t.compare == "words" else {**row, "compare": t.compare}
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
@@ -61,6 +64,14 @@ def _tools(tools: Any, where: str) -> tuple[dict[str, Any], ...]:
     if not _is_text(json.dumps(tools, ensure_ascii=False)):
         raise UserError(f"{where}: tools must be UTF-8")
     return tuple(tools)
+
+
+def _rule(compare: Any, where: str) -> str:
+    if compare not in COMPARE:
+        raise UserError(
+            f"{where}: compare is {compare!r:.40}, expected one of {', '.join(COMPARE)}"
+        )
+    return str(compare)
 
 
 def from_row(row: Any, where: str, default_id: str = "") -> Trajectory:
@@ -104,6 +115,7 @@ def from_row(row: Any, where: str, default_id: str = "") -> Trajectory:
         success=None if success is None else bool(success),
         split=str(row.get("split") or "train"),
         source=str(row.get("source") or ""),
+        compare=_rule(row.get("compare") or "words", where),
         tools=_tools(row.get("tools") or [], where),
     )
 

@@ -91,7 +91,10 @@ def next_action_accuracy(
     prompts = [prompter.action(state, config.thinking) for state, _ in states]
     replies = ask(policy, [p.tokens for p in prompts], config.max_tokens, config.temperature, seed)
     actions = [prompter.parse_action(reply) for reply in replies]
-    hits = [a is not None and same_action(a, expert) for a, (_, expert) in zip(actions, states)]
+    hits = [
+        action is not None and same_action(action, expert, state.compare)
+        for action, (state, expert) in zip(actions, states)
+    ]
     return {
         "accuracy": rate(hits),
         "valid": rate([a is not None for a in actions]),
@@ -150,7 +153,7 @@ def ask_critic(
     asked = [p.tokens + prompter.begin_tokens(text) for p, text in zip(prompts, begun)]
     replies = ask(policy, asked, config.judge_max_tokens, config.temperature, seed)
     chosen = [
-        prompter.parse_choice(text + reply, s.actions)
+        prompter.parse_choice(text + reply, s.actions, s.state.compare)
         for text, reply, s in zip(begun, replies, shown)
     ]
     return chosen, sum(p.dropped for p in prompts)

@@ -146,6 +146,8 @@ def trajectories(work: Workshop) -> TrajectoryFile:
         with work.making(path, "collect") as write:
             if config.trajectories:
                 rows = import_rows(config.trajectories, config.columns, config.skip_bad_rows)
+                if config.compare != "auto":
+                    rows = (replace(t, compare=config.compare) for t in rows)
                 write(map(to_row, rows))
             else:
                 _play(work, write)
@@ -156,6 +158,8 @@ def trajectories(work: Workshop) -> TrajectoryFile:
         file = TrajectoryFile(path)
     if not len(file.states("train")):
         raise UserError(f"{path}: no trajectory of split train; see its split fields")
+    if (rule := file.read(0).compare) != "words":
+        work.console.print(f"note: actions are compared by the rule {rule!r} (env.compare)")
     if file.failed:
         work.console.print(f"note: {file.failed} failed trajectories are not imitated")
     return file

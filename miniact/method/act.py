@@ -34,7 +34,8 @@ def run(stage: Stage) -> None:
 
 def score(prompter: Prompter, config: ACTConfig, shown: Shown, answer: Sample) -> Scored:
     """1 for naming the expert's action; what is thought before it is never looked at."""
-    choice, actions = prompter.parse_choice(answer.text, shown.actions), shown.actions
+    actions = shown.actions
+    choice = prompter.parse_choice(answer.text, actions, shown.state.compare)
     correct, expert = choice == shown.right, actions[shown.right]
     reward = choice_reward(choice, shown.right, format_weight=config.format_weight)
     chosen = None if choice is None else actions[choice]

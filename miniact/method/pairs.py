@@ -26,7 +26,7 @@ from miniact.backends.protocol import Policy
 from miniact.config.sections import PairsConfig
 from miniact.data.trajectories import ExpertStates
 from miniact.method.prompts import Prompter
-from miniact.method.rewards import canonical
+from miniact.method.rewards import canonical, same_action
 from miniact.runs.files import field, read_objects
 from miniact.types import Question, Shown, State
 
@@ -48,30 +48,34 @@ def choose_states(states: ExpertStates, per_trajectory: int, seed: int) -> list[
 
 
 def filter_alternatives(
-    expert: str, sampled: Sequence[str | None], admissible: Sequence[str] | None
+    expert: str,
+    sampled: Sequence[str | None],
+    admissible: Sequence[str] | None,
+    rule: str = "words",
 ) -> tuple[list[str], Counter]:
     """Keep alternatives that differ from the expert's action and from each other; count the rest.
 
-    admissible: the actions to accept, or None for no such filter.
+    admissible: the actions to accept, or None for no such filter. rule: how actions are compared.
 
     >>> filter_alternatives("look", ["Look.", "go east", None, "GO EAST"], None)
     (['go east'], Counter({'kept': 1, 'equal': 1, 'unparseable': 1, 'duplicate': 1}))
     """
-    allowed = None if admissible is None else {canonical(a) for a in admissible}
+    allowed = None if admissible is None else {canonical(a, rule) for a in admissible}
     kept: list[str] = []
     counts: Counter = Counter(kept=0)
-    seen = {canonical(expert)}
+    seen = {canonical(expert, rule)}
     for action in sampled:
-        if action is None or not canonical(action):
+        form = "" if action is None else canonical(action, rule)
+        if action is None or not form:
             counts["unparseable"] += 1
-        elif canonical(action) == canonical(expert):
+        elif form == canonical(expert, rule):
             counts["equal"] += 1
-        elif canonical(action) in seen:
+        elif form in seen:
             counts["duplicate"] += 1
-        elif allowed is not None and canonical(action) not in allowed:
+        elif allowed is not None and form not in allowed:
             counts["inadmissible"] += 1
         else:
-            seen.add(canonical(action))
+            seen.add(form)
             kept.append(action.strip())
             counts["kept"] += 1
     return kept, counts
@@ -121,7 +125,7 @@ def draw_admissible(
     """k admissible actions other than the expert's, drawn uniformly; all where there are fewer."""
     drawn: list[list[str | None]] = []
     for i, (state, expert) in enumerate(batch):
-        others, _ = filter_alternatives(expert, state.admissible or (), None)
+        others, _ = filter_alternatives(expert, state.admissible or (), None, state.compare)
         order = np.random.default_rng([seed, i]).permutation(len(others))
         drawn.append([others[int(j)] for j in order[:k]])
     return drawn
@@ -136,7 +140,7 @@ def pairs_at(
     """The pairs that survive the filters, state by state, each with its counts."""
     for (state, expert), actions in zip(batch, proposed, strict=True):
         check = state.admissible if config.drop_inadmissible else None
-        kept, counts = filter_alternatives(expert, actions, check)
+        kept, counts = filter_alternatives(expert, actions, check, state.compare)
         if config.source == "admissible":
             counts["unlisted"] += not state.admissible
         pairs = [Question(state, expert, (a,), provenance=provenance or {}) for a in kept]
@@ -162,7 +166,7 @@ def by_state(pairs: Iterable[Question]) -> dict[tuple[State, str], list[str]]:
     for pair in pairs:
         others = others_at.setdefault((pair.state, pair.expert), [])
         for alternative in pair.alternatives:
-            if all(canonical(alternative) != canonical(other) for other in others):
+            if not any(same_action(alternative, other, pair.state.compare) for other in others):
                 others.append(alternative)
     return others_at
 
@@ -222,7 +226,10 @@ def pair_row(pair: Question, history: int | None = None) -> dict[str, Any]:
 
 def state_row(state: State, history: int | None) -> dict[str, Any]:
     cut = 0 if history is None else max(len(state.history) - history, 0)
-    return asdict(replace(state, history=state.history[cut:], earlier=state.earlier + cut))
+    row = asdict(replace(state, history=state.history[cut:], earlier=state.earlier + cut))
+    if state.compare == "words":  # as it was before there were other rules
+        del row["compare"]
+    return row
 
 
 def state_from(row: dict[str, Any]) -> State:
@@ -236,17 +243,19 @@ def state_from(row: dict[str, Any]) -> State:
         field(state, "observation", "text"),
         None if admissible is None else tuple(admissible),
         field(state, "earlier", "a count", 0),
+        field(state, "compare", "text", "words"),
     )
 
 
 def pair_from(row: dict[str, Any]) -> Question:
     """The inverse of `pair_row`. ValueError naming the field for what is no pair."""
     expert, alternative = field(row, "expert", "text"), field(row, "alternative", "text")
-    if canonical(expert) == canonical(alternative):
+    state = state_from(row)
+    if same_action(expert, alternative, state.compare):
         raise ValueError("expert and alternative are the same action")
     split = field(row, "split", "text", "train")
     provenance = field(row, "provenance", "an object", None) or {}
-    return Question(state_from(row), expert, (alternative,), split, provenance)
+    return Question(state, expert, (alternative,), split, provenance)
 
 
 def read_pairs(path: Path, skip_bad_rows: bool = False) -> list[Question]:

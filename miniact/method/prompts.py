@@ -22,7 +22,7 @@ from typing import Any
 
 from miniact import UserError
 from miniact.config.sections import PromptConfig
-from miniact.method.rewards import canonical
+from miniact.method.rewards import same_action
 from miniact.method.wording import Wording
 from miniact.types import State
 
@@ -147,7 +147,7 @@ class Prompter:
         answer = reply if self.config.form == "plain" else _inside("action", reply)
         return answer if answer is not None and answer.strip() else None
 
-    def parse_choice(self, reply: str, actions: Sequence[str]) -> int | None:
+    def parse_choice(self, reply: str, actions: Sequence[str], rule: str = "words") -> int | None:
         """Index of the chosen candidate: named by its number or by its own text; None otherwise."""
         answer = reply if self.config.form == "plain" else _inside("choice", reply)
         if answer is None:
@@ -155,7 +155,7 @@ class Prompter:
         numbers = {str(i + 1): i for i in range(len(actions))}
         if answer.strip() in numbers:
             return numbers[answer.strip()]
-        same = [i for i, action in enumerate(actions) if canonical(action) == canonical(answer)]
+        same = [i for i, action in enumerate(actions) if same_action(action, answer, rule)]
         return same[0] if len(same) == 1 else None
 
     def parse_reflection(self, reply: str) -> tuple[str, str] | None:

@@ -6,9 +6,11 @@ import json
 import math
 import numbers
 import re
+from typing import Any
 
 from miniact import UserError
 from miniact.config.plugins import resolve
+from miniact.data.reply import as_arguments, find_calls
 from miniact.types import Reply
 
 _SPACE = re.compile(r"\s+")
@@ -36,25 +38,70 @@ def _plain_numbers(value: object) -> object:
     return value
 
 
-def canonical(action: str) -> str:
+def canonical(action: str, rule: str = "words") -> str:
     """The form in which two actions are compared; applying it twice changes nothing.
 
-    Text: lower case, single spaces, no trailing punctuation. JSON tool call: sorted keys, numbers
-    in one form, no insignificant space; the case of its strings counts.
+    words   text games: lower case, single spaces, no trailing punctuation. A JSON tool call: sorted
+            keys, numbers in one form, no insignificant space; the case of its strings counts.
+    exact   shell, code, what people type: every character but the space around it.
+    json    tool calls, also inside <tool_call> tags: as above, an argument that is null is absent,
+            and the order of parallel calls is free. What is no call: exact.
 
     >>> canonical("  Go to  Shelf 1. ")
     'go to shelf 1'
     >>> canonical('{"b": 1.0, "a": [2]}') == canonical('{"a":[2],"b":1}')
     True
+    >>> canonical(" git add . ", "exact")
+    'git add .'
+    >>> canonical('<tool_call>{"name": "f", "arguments": {"a": null}}</tool_call>', "json")
+    '{"arguments":{},"name":"f"}'
     """
+    if rule == "json":
+        return _calls(action) or _exact(action)
+    if rule == "exact":
+        return _exact(action)
     stripped = action.strip().rstrip(_TAIL)
     text = _SPACE.sub(" ", stripped).lower().strip().rstrip(_TAIL)
     return _tool_call(stripped) or _tool_call(text) or text
 
 
-def same_action(a: str, b: str) -> bool:
+def _exact(action: str) -> str:
+    """Without the space around it; the first of several lines keeps its indentation."""
+    text = action.replace("\r\n", "\n").strip("\n").rstrip()
+    return text if "\n" in text else text.strip()
+
+
+def _calls(action: str) -> str | None:
+    """The one form of a call or of several, written as JSON or in tags; None if it is none."""
+    text = action.strip()
+    beside, tagged = find_calls(text)
+    if tagged and not beside:
+        value: Any = [{"name": call.name, "arguments": call.arguments} for call in tagged]
+    else:
+        try:
+            value = json.loads(text, parse_constant=float)
+        except (ValueError, RecursionError):
+            return None
+    calls = value if isinstance(value, list) else [value]
+    if not calls or not all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls):
+        return _tool_call(text)
+    whole = [{**call, "arguments": as_arguments(call.get("arguments"))} for call in calls]
+    forms = sorted(
+        json.dumps(_without_nulls(_plain_numbers(call)), sort_keys=True, separators=(",", ":"))
+        for call in whole
+    )
+    return forms[0] if len(forms) == 1 else f"[{','.join(forms)}]"
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
+def same_action(a: str, b: str, rule: str = "words") -> bool:
     """Whether two actions are equal after canonicalisation."""
-    return canonical(a) == canonical(b)
+    return canonical(a, rule) == canonical(b, rule)
 
 
 def mix_format(correct: float, well_formed: bool, weight: float) -> float:
@@ -88,6 +135,7 @@ def action_reward(
     action: str | None,
     expert: str,
     admissible: tuple[str, ...] | None = None,
+    rule: str = "words",
     *,
     format_weight: float = 0.0,
     admissible_credit: float = 0.0,
@@ -95,8 +143,8 @@ def action_reward(
     """1 if canonical(action) = canonical(expert); else the credit if admissible; else 0."""
     if action is None:
         return 0.0
-    correct = float(same_action(action, expert))
+    correct = float(same_action(action, expert, rule))
     if not correct and admissible_credit and admissible is not None:
-        form = canonical(action)
-        correct = admissible_credit * float(any(canonical(a) == form for a in admissible))
+        listed = any(same_action(action, a, rule) for a in admissible)
+        correct = admissible_credit * float(listed)
     return mix_format(correct, True, format_weight)

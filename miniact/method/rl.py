@@ -32,9 +32,10 @@ def score(
         action,
         expert,
         state.admissible,
+        state.compare,
         format_weight=config.format_weight,
         admissible_credit=config.admissible_credit,
     )
-    correct = action is not None and same_action(action, expert)
+    correct = action is not None and same_action(action, expert, state.compare)
     reply = Reply(state, expert, action, answer.text, correct, reward)
     return Scored(judged(config.reward, reply), correct, valid=action is not None)

@@ -9,6 +9,7 @@ import pytest
 
 from miniact import UserError
 from miniact.data.importing import Options, convert
+from miniact.data.trajectories import TrajectoryFile
 
 CASES = Path(__file__).parent / "cases"
 
@@ -204,3 +205,20 @@ def test_rows_on_images_are_left_out_on_request(tmp_path):
     out = tmp_path / "out.jsonl"
     with pytest.raises(UserError, match="row with actions on images"):
         convert(CASES / "30-image.jsonl", None, out, options=Options(no_images=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("01-anthropic-blocks.jsonl", "json"),
+        ("28-prompt-completion.jsonl", "exact"),
+        ("16-few-shot-first.jsonl", "words"),
+    ],
+)
+def test_the_import_proposes_how_actions_are_compared(name, rule, tmp_path):
+    out = tmp_path / "out.jsonl"
+    report = convert(CASES / name, None, out)
+    file = TrajectoryFile(out)
+    assert file.read(0).compare == rule == report.compare
+    assert file.states("train")[0][0].compare == rule
+    assert f"by the rule: {rule}" in report.text()

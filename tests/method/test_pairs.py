@@ -21,6 +21,7 @@ from miniact.method.pairs import (
     filter_alternatives,
     gather,
     make_pairs,
+    pair_from,
     pair_row,
     positions,
     read_pairs,
@@ -159,3 +160,14 @@ def test_any_row_is_a_pair_or_one_line_that_names_it(tokenizer, tmp_path_factory
         prompter.critic(pair.state, pair.present(0).actions)
     write_jsonl(path, [pair_row(pair, 9) for pair in pairs])
     assert read_pairs(path) == pairs
+
+
+def test_pairs_follow_the_rule_of_their_state():
+    sampled = ["git add", "git add .", "Git add ."]
+    assert filter_alternatives("git add .", sampled, None, "exact")[0] == ["git add", "Git add ."]
+    assert filter_alternatives("git add .", sampled, None, "words")[0] == []
+    state = State("s#0", "task", (), "seen", compare="exact")
+    pair = Question(state, "git add .", ("git add",))
+    assert pair_from(json.loads(json.dumps(pair_row(pair)))) == pair
+    plain = pair_row(Question(State("s#0", "task", (), "seen"), "a", ("b",)))
+    assert "compare" not in plain["state"]  # files of text worlds look as they did

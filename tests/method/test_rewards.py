@@ -159,3 +159,58 @@ def test_admissible_credit_needs_a_list_and_is_off_by_default():
     assert action_reward("look", "go", None, admissible_credit=0.2) == 0
     assert action_reward("look", "go", (), admissible_credit=0.2) == 0
     assert action_reward("look", "go", ("Look.",), admissible_credit=0.2) == 0.2
+
+
+# ---- rules of comparison -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "same", "different"),
+    [
+        ("words", ("Go to  Shelf 1.", "go to shelf 1"), ("go to shelf 1", "go to shelf 2")),
+        ("exact", ("git add .\n", " git add ."), ("git add .", "git add")),
+        ("exact", ("if a:\r\n    b", "if a:\n    b\n"), ("if a:\n    b", "if a:\n  b")),
+        ("exact", ("cd ..", "cd .."), ("cd ..", "cd")),
+        ("exact", ("  a\nb", "  a\nb"), ("  a\nb", "a\nb")),
+        (
+            "json",
+            (
+                '{"name": "f", "arguments": {"a": 1, "b": null}}',
+                '{"arguments":{"a":1.0},"name":"f"}',
+            ),
+            ('{"name": "f", "arguments": {"a": "B"}}', '{"name": "f", "arguments": {"a": "b"}}'),
+        ),
+        (
+            "json",
+            ('<tool_call>\n{"name": "f"}\n</tool_call>', '{"name": "f", "arguments": {}}'),
+            ('<tool_call>{"name": "f"}</tool_call>', '<tool_call>{"name": "g"}</tool_call>'),
+        ),
+        (
+            "json",
+            ('[{"name": "f"}, {"name": "g"}]', '[{"name": "g"}, {"name": "f"}]'),
+            ('[{"name": "f"}, {"name": "g"}]', '[{"name": "f"}, {"name": "f"}]'),
+        ),
+        (
+            "json",
+            ('{"name": "f", "arguments": "{\\"a\\": 1}"}', '{"name":"f","arguments":{"a":1}}'),
+            ("It rains.", "it rains"),
+        ),
+    ],
+)
+def test_rules(rule, same, different):
+    assert same_action(*same, rule) and not same_action(*different, rule)
+    for action in (*same, *different):
+        assert canonical(canonical(action, rule), rule) == canonical(action, rule)
+
+
+@given(st.text(), st.sampled_from(["words", "exact", "json"]))
+def test_every_rule_is_idempotent(action, rule):
+    once = canonical(action, rule)
+    assert canonical(once, rule) == once
+    assert same_action(action, once, rule)
+
+
+def test_the_rule_reaches_the_reward():
+    assert action_reward("git add .", "git add", None, "exact") == 0
+    assert action_reward("git add .", "git add", None, "words") == 1
+    assert action_reward("Look", "go", ("look",), "exact", admissible_credit=0.2) == 0
