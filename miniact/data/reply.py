@@ -12,12 +12,16 @@ _THINK = "think|thinking|thought|reasoning"
 _OPEN = re.compile(rf"^[ \t]*<({_THINK})>", re.MULTILINE)
 _CLOSE = re.compile(rf"</({_THINK})>")
 _CALL = re.compile(
-    r"<(tool_call|function_call|functioncall)>\s*(.*?)\s*</(?:tool_call|function_call|functioncall)>",
+    r"<(tool_call|function_call|functioncall)>\s*(.*?)\s*"
+    r"(?:</(?:tool_call|function_call|functioncall)>|\Z)",  # the end may have been the stop word
     re.DOTALL,
 )
 _XML_CALL = re.compile(r"<function=([^>\s]+)>(.*?)</function>", re.DOTALL)
 _XML_ARGUMENT = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
-_TAG = re.compile(r"<action>(.*?)</action>", re.DOTALL)
+_LISTED = re.compile(r"\[TOOL_CALLS\]()\s*(\[.*\])\s*\Z", re.DOTALL)
+_TAG = re.compile(r"<(action|command|execute_bash)>(.*?)</\1>", re.DOTALL)
+_ANSWER = re.compile(r"\s*<answer>((?:(?!</?answer>).)*)</answer>\s*", re.DOTALL)
+_FINAL = re.compile(r"^[ \t]*Final Answer:", re.MULTILINE | re.IGNORECASE)
 _MARK = re.compile(r"^[ \t]*Action:[ \t]*", re.MULTILINE | re.IGNORECASE)
 _THOUGHT = re.compile(r"^[ \t]*Thought:", re.MULTILINE | re.IGNORECASE)
 _MADE_UP = re.compile(r"^[ \t]*Observation:.*", re.MULTILINE | re.DOTALL)
@@ -75,7 +79,7 @@ def find_calls(text: str) -> tuple[str, list[Call]]:
         calls.append(Call(match[1], dict(_XML_ARGUMENT.findall(match[2]))))
         return ""
 
-    rest = _XML_CALL.sub(take_xml, _CALL.sub(take, text))
+    rest = _XML_CALL.sub(take_xml, _LISTED.sub(take, _CALL.sub(take, text)))
     return (rest.strip(), calls) if calls else (text, [])
 
 
@@ -108,7 +112,8 @@ def as_arguments(value: Any) -> dict | str:
 def split_action(text: str, code_block: bool = False) -> tuple[str, str, str]:
     """A text without <think> → (action, thought, why it is no action or "").
 
-    An <action> tag, what follows "Action:", the one code block (on request), or else all of it.
+    An <action> tag, what follows "Action:", the one code block (on request, or after "Thought:"),
+    or else all of it.
 
     >>> split_action("Thought: cold.\\nAction: open fridge 1")
     ('open fridge 1', 'Thought: cold.', '')
@@ -122,16 +127,21 @@ def split_action(text: str, code_block: bool = False) -> tuple[str, str, str]:
         return text, "", "several <action> tags in one turn"
     if tags:
         beside = _TAG.sub("", text).strip()
-        return tags[0][1].strip(), beside, ""
+        return tags[0][2].strip(), beside, ""
+    if answer := _ANSWER.fullmatch(text):
+        return answer[1].strip(), "", ""
     if text.lstrip().startswith("<action>"):
         return text, "", "an <action> tag that never ends"
     if mark := last_mark(text):
         action = _MADE_UP.sub("", text[mark.end() :]).strip()
         return action, text[: mark.start()].strip(), ""
-    if _THOUGHT.match(text) and "Final Answer:" not in text:
-        return text, "", "a thought without an action"
-    if code_block and (block := the_block(text)):
+    thinks = _THOUGHT.match(text)
+    if thinks and (final := _FINAL.search(text)):
+        return text[final.start() :].strip(), text[: final.start()].strip(), ""
+    if (code_block or thinks) and (block := the_block(text)):
         return block
+    if thinks:
+        return text, "", "a thought without an action"
     return text.strip(), "", ""
 
 

@@ -346,8 +346,10 @@ def test_gemini(tmp_path):
         "<tool_call>\n<function=weather>\n<parameter=city>\nUlm\n</parameter>\n</function>\n"
         "</tool_call>",
         '<functioncall> {"name": "weather", "arguments": {"city": "Ulm"}} </functioncall>',
+        'I look. <tool_call>{"name": "weather", "arguments": {"city": "Ulm"}}',
+        '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Ulm"}}]',
     ],
-    ids=["hermes", "xml", "xml in tag", "glaive"],
+    ids=["hermes", "xml", "xml in tag", "glaive", "cut at the stop word", "mistral"],
 )
 def test_calls_in_text(text, tmp_path):
     row = {
