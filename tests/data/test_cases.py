@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from miniact import UserError
+from miniact.cli.main import main
 from miniact.data.importing import Options, convert
 from miniact.data.trajectories import TrajectoryFile
 
@@ -222,3 +224,43 @@ def test_the_import_proposes_how_actions_are_compared(name, rule, tmp_path):
     assert file.read(0).compare == rule == report.compare
     assert file.states("train")[0][0].compare == rule
     assert f"by the rule: {rule}" in report.text()
+
+
+def test_examples_as_turns_are_found_and_left_out_on_request(tmp_path):
+    example = [
+        {"role": "user", "content": "Example: find a cup."},
+        {"role": "assistant", "content": "go to sink 1"},
+        {"role": "user", "content": "Done. Now another."},
+        {"role": "assistant", "content": "go to drawer 1"},
+    ]
+    log, out = tmp_path / "log.jsonl", tmp_path / "out.jsonl"
+    with log.open("w") as file:
+        for i in range(4):
+            task = {"role": "user", "content": f"Find pen {i}."}
+            turns = [*example, task, {"role": "assistant", "content": f"go to desk {i}"}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    look = convert(log, None, out).findings[0]
+    assert "the task is the same in 4 of 4 rows ('Example: find a cup.')" in look
+    assert "--opening 4 leaves them out" in look
+    report = convert(log, None, out, options=Options(opening=4))
+    tasks = [json.loads(line)["task"] for line in out.read_text().splitlines()]
+    assert tasks == [f"Find pen {i}." for i in range(4)]
+    assert not any("the task is the same" in finding for finding in report.findings)
+
+
+def test_the_command_tells_what_it_did(tmp_path):
+    out = tmp_path / "out.jsonl"
+    case = str(CASES / "45-tau-result.jsonl")
+    done = CliRunner().invoke(main, ["import", case, "--out", str(out), "--success", "reward>0"])
+    assert done.exit_code == 0, done.output
+    for line in (
+        "format: tau (1 rows)",
+        "kept: 1 trajectories, 1 actions; 1 failed, not imitated",
+        "success: reward>0: 1 of 1 rows failed",
+        "left out: system prompt: 1",
+        "look: all 1 rows failed: nothing is left to imitate",
+    ):
+        assert line in done.output.splitlines()
+    assert json.loads((tmp_path / "out.jsonl.import.json").read_text())["success"]
+    wrong = CliRunner().invoke(main, ["import", case, "--out", str(out), "--format", "csv"])
+    assert wrong.exit_code == 2 and "--format csv: expected one of codex" in wrong.output
