@@ -109,7 +109,7 @@ def _without_opening(turns: list[Turn], how: Folding, notes: Notes) -> list[Turn
     if how.opening and len(turns) > how.opening:
         notes["left out: turn of the opening (--opening)"] += how.opening
         return turns[how.opening :]
-    if how.rules and opens_with_rules(turns):
+    if opens_with_rules(turns) and (how.rules or turns[1].aside):
         notes["left out: opening rules and their OK (--opening 0 keeps them)"] += 1
         return turns[2:]
     return turns

@@ -26,6 +26,11 @@ _TEXT = {"text", "input_text", "output_text", "summary_text", "refusal"}
 _THOUGHT = {"thinking", "reasoning", "thought", "redacted_thinking", "reasoning_content"}
 _CALL = {"tool_use", "tool_call", "toolCall", "function_call", "server_tool_use", "mcp_tool_use"}
 _RESULT = {"tool_result", "tool_call_response", "tool_response", "mcp_tool_result"}
+_BY_FIELD = {
+    **dict.fromkeys(["functionCall", "toolUse"], "tool_use"),
+    **dict.fromkeys(["functionResponse", "toolResult"], "tool_result"),
+}
+_IDS = ("tool_use_id", "tool_call_id", "call_id", "toolCallId", "toolUseId", "id")
 _MEDIA = re.compile("image|audio|video|file|document|media|inline_?data|blob", re.IGNORECASE)
 _WEIGHTS = ("weight", "loss", "loss_weight", "mask", "train", "trainable")
 _WRAPPED = re.compile(r"\s*(?:<tool_response>\s*(.*?)\s*</tool_response>\s*)+", re.DOTALL)
@@ -58,7 +63,7 @@ def read_messages(messages: Any, where: str, notes: Notes) -> list[Turn]:
         if message.get("is_demo"):
             notes["left out: message of a demonstration"] += 1
             continue
-        reader = _Message(unwrapped(message), here, notes)
+        reader = _Message(unwrapped(message), here, notes, _wrote_calls(turns))
         item = reader.read_item() or reader.read()
         new = reader.turns
         if item and joinable and new and turns and turns[-1].who == new[0].who == "agent":
@@ -66,6 +71,12 @@ def read_messages(messages: Any, where: str, notes: Notes) -> list[Turn]:
         turns += new
         joinable = item
     return turns
+
+
+def _wrote_calls(turns: list[Turn]) -> bool:
+    """Whether the agent's last calls are part of its text: then results may be tagged, too."""
+    last = next((turn for turn in reversed(turns) if turn.who == "agent"), None)
+    return last is not None and bool(last.calls) and all(call.id is None for call in last.calls)
 
 
 def join(turn: Turn, more: Turn) -> None:
@@ -103,8 +114,9 @@ def role_of(message: Row, where: str) -> str:
 class _Message:
     """Reads one message into `turns`."""
 
-    def __init__(self, message: Row, where: str, notes: Notes) -> None:
+    def __init__(self, message: Row, where: str, notes: Notes, tagged: bool) -> None:
         self.message, self.where, self.notes = message, where, notes
+        self.tagged = tagged  # whether <tool_response> means a result
         self.turns: list[Turn] = []
 
     def read(self) -> bool:
@@ -161,13 +173,15 @@ class _Message:
 
     def _part(self, part: Row, who: str, where: str) -> None:
         kind = part.get("type")
-        if kind is None:  # Gemini names the kind by the field
-            kind = next(
-                (k for k in ("functionCall", "functionResponse", "text") if k in part), None
-            )
+        if kind is None:  # Gemini and Bedrock name the kind by the field
+            kind = next((k for k in (*_BY_FIELD, "text") if k in part), None)
             kind = kind or next((k for k in part if _MEDIA.search(k)), None)
+            inner = part.get(kind) if kind in _BY_FIELD else None
+            part = inner if isinstance(inner, dict) else part
+            kind = _BY_FIELD.get(str(kind), kind)
         if not isinstance(kind, str):
             raise BadRow("unknown kind of content", f"{where}.type {kind!r:.40}")
+        kind = kind.replace("-", "_")
         if kind in _TEXT:
             if part.get("thought") is True:
                 self._thought(part.get("text"))
@@ -175,11 +189,10 @@ class _Message:
                 self._text(text_of(_first(part, "text", "content", "refusal"), where), who)
         elif kind in _THOUGHT:
             self._thought(_first(part, "thinking", "reasoning", "text", "content", "summary"))
-        elif kind in _CALL or kind == "functionCall":
-            self.turn("agent").calls.append(as_call(part.get("functionCall", part), where))
-        elif kind in _RESULT or kind == "functionResponse" or kind.endswith("_tool_result"):
-            part = part.get("functionResponse", part)
-            name = _first(part, "tool_use_id", "tool_call_id", "call_id", "toolCallId", "id")
+        elif kind in _CALL:
+            self.turn("agent").calls.append(as_call(part, where))
+        elif kind in _RESULT or kind.endswith("_tool_result"):
+            name = _first(part, *_IDS)
             self.turns.append(Turn("tool", answers=_id(name)))
             result = _first(part, "content", "result", "response", "output")
             self._content(as_parts(result), "tool", f"{where}.content")
@@ -197,7 +210,11 @@ class _Message:
                 self.notes["left out: thought that never ends"] += 1
             text, calls = find_calls(text)
             self.turn(who).calls.extend(calls)
-        elif "<tool_response>" in text and (who == "tool" or _WRAPPED.fullmatch(text)):
+        elif (
+            self.tagged
+            and "<tool_response>" in text
+            and (who == "tool" or _WRAPPED.fullmatch(text))
+        ):
             for result in _RESPONSE.findall(text):
                 self.turns.append(Turn("tool", result))
             self.turns = [t for t in self.turns if t != Turn("tool")]
@@ -291,7 +308,7 @@ def as_call(raw: Any, where: str) -> Call:
     if not isinstance(raw, dict):
         raise BadRow("must hold function.name", where)
     inner = next((raw[k] for k in ("function", "custom") if isinstance(raw.get(k), dict)), raw)
-    name, kind = inner.get("name"), raw.get("type")
+    name, kind = _first(inner, "name", "toolName"), raw.get("type")
     if name is None and isinstance(kind, str) and kind.endswith("_call") and kind not in _CALL:
         name = kind.removesuffix("_call")  # local_shell_call, web_search_call
     if not isinstance(name, str) or not name:
@@ -303,14 +320,18 @@ def as_call(raw: Any, where: str) -> Call:
         given = {"code": given}
     if isinstance(given, dict) and "action" in raw and "type" in given:
         given = {k: v for k, v in given.items() if k != "type"}
-    id_ = _first(raw, "call_id", "id", "tool_call_id", "toolCallId")
+    id_ = _first(raw, *_IDS)
     return Call(name, as_arguments(given), _id(id_))
 
 
 def as_parts(result: Any) -> Any:
     """A result as content: what is neither text nor parts is shown as JSON."""
-    if isinstance(result, list) and all(isinstance(p, dict) and "type" in p for p in result):
+    if isinstance(result, list) and all(
+        isinstance(part, dict) and {"type", "text"} & set(part) for part in result
+    ):
         return result
+    if isinstance(result, dict) and set(result) == {"type", "value"}:
+        result = result["value"]
     if result is None or isinstance(result, str):
         return result
     return json.dumps(result, ensure_ascii=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from miniact.data.dialogue import BadRow, Dialogue, Notes, Row, Turn
-from miniact.data.messages import parsed, read_messages
+from miniact.data.messages import as_parts, parsed, read_messages
 
 # where the messages of a row lie: field, or field of a field
 PLACES = tuple(
@@ -21,6 +21,8 @@ _TOOLS = ("tools", "functions", "request.tools", "tool_definitions", "metadata.t
 def read_row(row: Row, notes: Notes) -> list[Dialogue]:
     """The dialogue of one row: its messages, and the reply if that stands apart."""
     name, messages = find_messages(row)
+    if isinstance(row.get("intermediate_steps"), list):
+        messages = _executor_messages(messages, row["intermediate_steps"])
     if name is None:
         if "role" in row:
             raise BadRow("one message, expected one conversation: {'messages': […]}", "its keys")
@@ -41,6 +43,23 @@ def read_row(row: Row, notes: Notes) -> list[Dialogue]:
     elif isinstance(row.get("instructions"), str) and row["instructions"]:  # Responses
         turns.insert(0, Turn("system", row["instructions"]))
     return [Dialogue(turns, row, own_id(row), read_tools(row, notes))]
+
+
+def _executor_messages(asked: Any, steps: list) -> list[Any]:
+    """LangChain's executor: an input, and steps of [{tool, tool_input, log}, observation]."""
+    messages: list[Any] = list(asked) if isinstance(asked, list) else []
+    messages += [{"role": "user", "content": asked}] if isinstance(asked, str) else []
+    for i, step in enumerate(steps):
+        if not (isinstance(step, list) and len(step) == 2 and isinstance(step[0], dict)):
+            raise BadRow("must be [action, observation]", f"intermediate_steps[{i}]")
+        action = step[0].get("kwargs", step[0])
+        given = action.get("tool_input") if isinstance(action, dict) else None
+        arguments = given if isinstance(given, dict) else {"input": given}
+        call = {"name": action.get("tool"), "args": arguments}
+        log = str(action.get("log") or "").partition("\nAction:")[0]
+        messages.append({"role": "assistant", "content": log, "tool_calls": [call]})
+        messages.append({"role": "tool", "content": as_parts(step[1])})
+    return messages
 
 
 def find_messages(row: Row) -> tuple[str | None, Any]:
@@ -176,15 +195,19 @@ def _of_the_user(message: Any) -> bool:
 
 
 def read_lines(rows: list[Row], notes: Notes) -> list[Dialogue]:
-    """One message a line: the file is the dialogue."""
-    return [Dialogue(read_messages(rows, "message", notes), {})]
+    """One message a line: the file is the dialogue. The first line may be about it."""
+    about = {} if {"role", "type", "from"} & set(rows[0]) else rows[0]
+    messages = rows[1:] if about else rows
+    return [Dialogue(read_messages(messages, "message", notes), about, own_id(about))]
 
 
 _USED = {path[0] for path in PLACES} | set(ANSWERS) | {t.partition(".")[0] for t in _TOOLS}
 _USED |= set(
     "id split system instructions model timestamp created created_at usage item_id".split()
 )
-_USED |= set("traj_id instance_id task_id session_id trace_id example_id".split())
+_USED |= set(
+    "intermediate_steps traj_id instance_id task_id session_id trace_id example_id".split()
+)
 
 
 def unused_fields(row: Row) -> list[str]:

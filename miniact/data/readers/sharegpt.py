@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from miniact.data.dialogue import BadRow, Dialogue, Notes, Row
 from miniact.data.messages import read_messages
 from miniact.data.readers.rows import find_messages, read_row
@@ -76,4 +74,4 @@ def acts_by_marks(turns: list) -> bool:
     ):
         return False
     replies = [t["value"] for t in turns if t["from"] == "gpt"]
-    return any(re.search(r"^[ \t]*Action:", r, re.MULTILINE | re.IGNORECASE) for r in replies)
+    return any(last_mark(reply) for reply in replies)
