@@ -27,7 +27,8 @@ def _entry(
     stages: dict[str, Path], folder: Path, what: str, stage: str | None, number: int
 ) -> tuple[str, dict[str, Any]]:
     """A stage and line `number` of its file; of the last stage that has one, if none is named."""
-    written = {name: file for name, file in sorted(stages.items()) if file.stat().st_size}
+    in_order = sorted(stages, key=lambda name: int(name.partition("-")[0]))  # 10-rl after 2-act
+    written = {name: stages[name] for name in in_order if stages[name].stat().st_size}
     if stage is None and written:
         stage = list(written)[-1]
     if stage not in written:
