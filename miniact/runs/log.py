@@ -19,6 +19,7 @@ from miniact.runs.progress import Bar
 from miniact.types import Rollout
 
 SAMPLE_EVERY, SAMPLE_GROUPS = 10, 2  # how often, and how many groups, go to samples/
+PATIENCE = 10  # steps without a group to learn from, until the run says so
 
 
 class StageLog:
@@ -33,6 +34,7 @@ class StageLog:
         self.samples = run.path / "samples" / f"{self.key}.jsonl"
         self.samples.parent.mkdir(exist_ok=True)
         self.least_equal = math.inf  # of all steps, the smallest share of groups with equal rewards
+        self.sampled_steps, self.warned_of_length = 0, False
 
     def steps(self, policy: Policy, config: StageConfig) -> Iterator[int]:
         """Step numbers from the last checkpoint on; saves on the way, stops when asked to."""
@@ -67,6 +69,7 @@ class StageLog:
                 "kept; lower the learning rate and start from it"
             )
         self.least_equal = min(self.least_equal, metrics.get("zero_variance", math.inf))
+        self._warn_early(metrics)
         with explain_full_disk(self.run.path):
             row = {"stage": self.key, "step": step, **metrics, "time": round(time.time(), 3)}
             append_jsonl(self.metrics, [row])
@@ -75,6 +78,22 @@ class StageLog:
                 shown = (self._sample_row(step, rollout) for rollout in rollouts[:SAMPLE_GROUPS])
                 append_jsonl(self.samples, shown)
         self.bar.advance(metrics)
+
+    def _warn_early(self, metrics: dict[str, float]) -> None:
+        """Say at once what would else be seen after the last step, perhaps a day later."""
+        self.sampled_steps += "zero_variance" in metrics
+        if self.sampled_steps == PATIENCE and self.least_equal == 1:
+            self.bar.note(
+                f"warning: {self.key}: no group of {PATIENCE} steps had unequal rewards, so "
+                "nothing is learned so far; Ctrl-C, then look at samples/: are the answers readable, and "
+                "ever right? Raise temperature or group_size, or start from a better adapter"
+            )
+        if metrics.get("cut_off", 0.0) > 0.5 and not self.warned_of_length:
+            self.warned_of_length = True
+            self.bar.note(
+                f"warning: {self.key}: {metrics['cut_off']:.0%} of a step's answers were cut off "
+                "by the stage's max_tokens, and what is cut off can rarely be read; raise it"
+            )
 
     def _sample_row(self, step: int, rollout: Rollout) -> dict[str, Any]:
         return {

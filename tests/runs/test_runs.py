@@ -153,3 +153,26 @@ def test_a_stage_without_any_live_group_says_what_to_change(tmp_path, tokenizer)
         for step in log.steps(FakePolicy(tokenizer, str), ILConfig(steps=3)):
             log.write(step, {"zero_variance": 1.0})
     assert "all groups of all steps had equal rewards" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "live_at", "says"),
+    [
+        ({"zero_variance": 1.0}, None, [9]),  # after ten steps, once
+        ({"zero_variance": 1.0}, 8, []),  # one live group: something can be learned
+        ({"zero_variance": 0.5, "cut_off": 0.6}, None, [0]),  # at once, once
+        ({"zero_variance": 0.5, "cut_off": 0.5}, None, []),
+        ({"loss": 1.0}, None, []),  # imitation samples nothing
+    ],
+)
+def test_what_keeps_a_stage_from_learning_is_said_early(
+    tmp_path, tokenizer, metrics, live_at, says
+):
+    out, said = StringIO(), []
+    with RunFolder(tmp_path) as run:
+        log = StageLog(run, 2, "act", Bar(Console(file=out), "act"))
+        for step in log.steps(FakePolicy(tokenizer, str), ILConfig(steps=14)):
+            before = out.getvalue().count("warning")
+            log.write(step, {**metrics, **({"zero_variance": 0.5} if step == live_at else {})})
+            said += [step] * (out.getvalue().count("warning") - before)
+    assert said == says
