@@ -85,8 +85,8 @@ class StageLog:
         if self.sampled_steps == PATIENCE and self.least_equal == 1:
             self.bar.note(
                 f"warning: {self.key}: no group of {PATIENCE} steps had unequal rewards, so "
-                "nothing is learned so far; Ctrl-C, then look at samples/: are the answers readable, and "
-                "ever right? Raise temperature or group_size, or start from a better adapter"
+                "nothing is learned so far; stop and look at samples/: are the answers readable, "
+                "and ever right? Raise temperature or group_size, or take a better adapter"
             )
         if metrics.get("cut_off", 0.0) > 0.5 and not self.warned_of_length:
             self.warned_of_length = True
