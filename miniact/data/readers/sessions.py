@@ -11,7 +11,6 @@ from miniact.data.messages import join, read_messages
 _CODEX = {"session_meta", "response_item", "event_msg", "turn_context", "compacted"}
 # what Codex writes in a user's name before the user says anything
 _CODEX_CONTEXT = ("<environment_context>", "<user_instructions>", "# AGENTS.md instructions")
-_CLAUDE = {"user", "assistant", "system", "summary", "file-history-snapshot", "queue-operation"}
 
 
 # ---- Codex -----------------------------------------------------------------------------------
