@@ -23,6 +23,7 @@ from typing import Any
 from miniact import UserError
 from miniact.config.sections import PromptConfig
 from miniact.method.rewards import same_action
+from miniact.method.template import Template
 from miniact.method.wording import Wording
 from miniact.types import State
 
@@ -73,12 +74,7 @@ class Prompter:
 
     def __init__(self, tokenizer: Any, config: PromptConfig) -> None:
         self.tokenizer, self.config, self.wording = tokenizer, config, Wording(config)
-        template = getattr(tokenizer, "chat_template", None) or ""
-        self._has_template = bool(template)
-        self._switches_thinking = "enable_thinking" in template
-        self._opens_thought = False  # whether the prompt itself ends in <think>
-        if template:
-            self._opens_thought = self._chat("", thinking=True).rstrip().endswith("<think>")
+        self.template = Template(tokenizer)
         control = [t for t in tokenizer.get_added_vocab() if len(t.strip()) > 1]  # no runs of space
         # matches only the first character of a token, so that overlapping tokens are all found
         starts = [f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in sorted(control)]
@@ -123,8 +119,8 @@ class Prompter:
         thought is the one with which such templates switch thinking off.
         """
         thought = self.quote(thought.strip())
-        if self._opens_thought or self._switches_thinking:
-            opening = "" if self._opens_thought else "<think>\n"
+        if self.template.tags_thought:
+            opening = "" if self.template.opens_thought else "<think>\n"
             return f"{opening}{thought}\n</think>\n\n"
         return f"{thought}\n" if thought else ""
 
@@ -209,19 +205,10 @@ class Prompter:
             lines.append(fill("admissible", actions=", ".join(map(quote, state.admissible))))
         return "\n".join([*lines, question] if question else lines)
 
-    def _chat(self, body: str, thinking: bool) -> str:
-        """One user turn in the model's own template, up to where the reply starts."""
-        options = {"enable_thinking": thinking} if self._switches_thinking else {}
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": body}],
-            tokenize=False,
-            add_generation_prompt=True,
-            **options,
-        )
-
     def _encode(self, body: str, thinking: bool) -> tuple[int, ...]:
-        text = self._chat(body, thinking) if self._has_template else f"{body}\n\nAnswer:"
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """One user turn in the model's own template, up to where the reply starts."""
+        message = {"role": "user", "content": body}
+        return self.template.encode(self.template.render([message], thinking))
 
     def _fit(self, state: State, question: str, thinking: bool) -> Prompt:
         """Show as much of the newest history as the token limit allows (found by bisection)."""
