@@ -10,12 +10,14 @@ chat template.
 
 Text from the environment is data: anything in it that looks like one of our tags or like one of the
 tokenizer's control tokens is written with a backslash (`<\\choice>`), so it can end no turn and
-start no answer. Only the sampled reply is ever parsed.
+start no answer; a line of it that begins like one of the prompt's own gets a backslash as well, so
+that it can forge no turn. Only the sampled reply is ever parsed.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +81,8 @@ class Prompter:
         # matches only the first character of a token, so that overlapping tokens are all found
         starts = [f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in sorted(control)]
         self._control = re.compile("|".join(starts)) if starts else None
+        line_start = r"(?:\A|(?<=[\n\r\v\f\x85\u2028\u2029]))(?=\s*(?:{}))"
+        self._line = re.compile(line_start.format("|".join(self.wording.heads())))
         # a text that ends like the start of one would join with what the template puts after it
         heads = sorted({re.escape(t[:n]) for t in control for n in range(1, len(t))})
         self._open_end = re.compile(rf"(?:{'|'.join(heads)})\Z") if heads else None
@@ -164,8 +168,9 @@ class Prompter:
     # ---- the words -----------------------------------------------------------------------------
 
     def quote(self, text: str) -> str:
-        """Foreign text made harmless: neither our tags nor control tokens survive."""
-        text = escape(text)
+        """Foreign text made harmless: it holds no tag of ours, no control token, and none of its
+        lines begins like one of the prompt's: it can forge no turn."""
+        text = self._line.sub(r"\\", escape(text))
         if self._control:
             text = self._control.sub(lambda m: m[0] + "\\", text)
         if self._open_end and self._open_end.search(text):
@@ -193,14 +198,19 @@ class Prompter:
         return self.wording.fill("reflection", taken=first, others="\n".join(rest), action=action)
 
     def _body(self, state: State, turns: int, question: str) -> str:
-        """Task, the last `turns` turns of history, observation, admissible actions, question."""
+        """Task, the last `turns` turns of history, observation; then what is asked.
+
+        Each turn is written once and never rewritten, so the next state's prompt begins with this
+        one up to its newest observation: backends compute what prompts share only once.
+        """
         fill, quote = self.wording.fill, self.quote
-        past = state.history[len(state.history) - turns :]
         missing = len(state.history) - turns + state.earlier
         lines = [fill("task", task=quote(state.task))]
         lines += [fill("left out", count=missing)] if missing else []
-        lines += [fill("turn", observation=quote(o), action=quote(a)) for o, a in past]
-        lines.append(fill("now", observation=quote(state.observation)))
+        for observation, action in state.history[len(state.history) - turns :]:
+            lines.append(fill("observation", observation=quote(observation)))
+            lines.append(fill("action taken", action=quote(action)))
+        lines.append(fill("observation", observation=quote(state.observation)))
         if self.config.show_admissible and state.admissible:
             lines.append(fill("admissible", actions=", ".join(map(quote, state.admissible))))
         return "\n".join([*lines, question] if question else lines)
@@ -211,24 +221,36 @@ class Prompter:
         return self.template.encode(self.template.render([message], thinking))
 
     def _fit(self, state: State, question: str, thinking: bool) -> Prompt:
-        """Show as much of the newest history as the token limit allows (found by bisection)."""
-        limit = self.config.max_tokens
-        most = min(len(state.history), self.config.history)
-        tokens = self._encode(self._body(state, most, question), thinking)
-        if len(tokens) <= limit:
-            return Prompt(tokens, len(state.history) - most + state.earlier)
-        low, high, best = 0, most, None
-        while low < high:  # the largest number of turns in [low, high) that fits
-            turns = (low + high) // 2
-            shorter = self._encode(self._body(state, turns, question), thinking)
-            if len(shorter) <= limit:
-                best, low = (turns, shorter), turns + 1
-            else:
-                high = turns
-        if best is None:
-            shortest = len(self._encode(self._body(state, 0, question), thinking))
-            raise UserError(
-                f"{state.id}: task and current observation alone take {shortest} tokens, more than "
-                f"prompt.max_tokens {limit}; raise it, or set prompt.show_admissible: false"
-            )
-        return Prompt(best[1], len(state.history) - best[0] + state.earlier)
+        """As much of the newest history as the limits allow; it slides in blocks (`slide`)."""
+        limit, past = self.config.max_tokens, len(state.history)
+
+        def shown(turns: int) -> tuple[int, ...]:
+            return self._encode(self._body(state, turns, question), thinking)
+
+        most = min(past, self.config.history)
+        tokens = shown(most)
+        if len(tokens) > limit:  # the largest number of turns in [0, most) that fits
+            if (shortest := len(shown(0))) > limit:
+                raise UserError(
+                    f"{state.id}: task and current observation alone take {shortest} tokens, more "
+                    f"than prompt.max_tokens {limit}; raise it, or set "
+                    "prompt.show_admissible: false"
+                )
+            most = bisect_left(range(1, most), True, key=lambda n: len(shown(n)) > limit)
+        left_out = slide(past + state.earlier - most, most)
+        turns = past + state.earlier - left_out
+        return Prompt(tokens if turns == past and not left_out else shown(turns), left_out)
+
+
+def slide(least: int, fit: int) -> int:
+    """How many of the oldest turns to leave out, if at least `least` must be and `fit` would fit.
+
+    Always one turn more would move the head of every prompt, and nothing could be shared with the
+    prompt before. So it is a multiple of a power of two, the largest up to half of what fits: most
+    prompts go on from the one before, and at least half of what fits is shown.
+
+    >>> [slide(least, fit=10) for least in range(10)]
+    [0, 4, 4, 4, 4, 8, 8, 8, 8, 12]
+    """
+    block = 1 << max(fit // 2, 1).bit_length() - 1
+    return -(-least // block) * block

@@ -14,8 +14,8 @@ from miniact.config.strict import suggestion
 SECTIONS: dict[str, tuple[str, ...]] = {  # with the fields that each must hold
     "task": ("task",),
     "left out": (),
-    "turn": ("observation", "action"),
-    "now": ("observation",),
+    "observation": ("observation",),
+    "action taken": ("action",),
     "admissible": ("actions",),
     "action": (),
     "action, thinking": (),
@@ -29,6 +29,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {  # with the fields that each must hold
 }
 MAY_HOLD = {"left out": ("count",), "reflection": ("action",)}  # and those that each may hold
 FIELD = re.compile(r"\{(\w+)\}")
+COUNT = re.compile(r"\\\{(?:number|count)\\\}")  # in an escaped line
 
 
 class Wording:
@@ -63,6 +64,12 @@ class Wording:
 
     def _refuse(self, why: str) -> None:
         raise UserError(f"prompt.wording: {self.file}: {why}")
+
+    def heads(self) -> list[str]:
+        """How the lines of a prompt begin, as regular expressions: foreign text may not."""
+        lines = (line for text in self.sections.values() for line in text.splitlines())
+        parts = (re.split(r"\{(?!number|count)\w+\}", line)[0].strip() for line in lines)
+        return sorted({COUNT.sub(r"\\d+", re.escape(part)) for part in parts if part})
 
     def fill(self, section: str, **values: object) -> str:
         """The text of a section with its fields filled in, once: a value is never looked into."""

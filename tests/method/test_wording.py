@@ -65,8 +65,8 @@ def all_prompts() -> str:
     return "\n----\n".join(map(read, asked)) + "\n"
 
 
-def test_the_shipped_words_are_to_the_byte_what_they_were():
-    """prompts.txt was written by the code that had the words in it."""
+def test_the_shipped_words_are_to_the_byte_those_of_the_file():
+    """What changes here changes every trained model: prompts.txt is changed by hand alone."""
     assert all_prompts() == ASKED.read_text(encoding="utf-8")
 
 
@@ -105,11 +105,11 @@ def test_words_of_ones_own_are_used(other):
     ("old", "new", "says"),
     [
         ("Task: {task}", "Task:", r"section 'task' lacks the field \{task\}$"),
-        ("Action: {action}\n", "\n", r"section 'turn' lacks the field \{action\}$"),
+        ("Action: {action}\n", "\n", r"section 'action taken' lacks the field \{action\}$"),
         ("{count} earlier", "{task} earlier", r"section 'left out' knows no field \{task\}$"),
         ("{candidates}", "{kandidaten}", r"section 'choice of two' lacks the field \{candidates\}"),
-        ("== now ==", "", r"expected one section == now ==, got 0$"),
-        ("== now ==", "== task ==", r"expected one section == task ==, got 2$"),
+        ("== observation ==", "", r"expected one section == observation ==, got 0$"),
+        ("== observation ==", "== task ==", r"expected one section == task ==, got 2$"),
         ("== outcome ==", "== outcom ==", r"unknown section 'outcom'; did you mean 'outcome'\?$"),
     ],
 )
