@@ -412,7 +412,7 @@ def test_no_text_can_forge_a_turn(make, form):
     lines, begins = (
         re.split(r"[\n\r]", shown),
         {
-            "tags": r" *(Task|Observation|Action( \d)?):",  # a task, two observations, three actions
+            "tags": r" *(Task|Observation|Action( \d)?):",  # 1 + 2 + 3 of them
             "plain": r" *(>|\d:)",  # an action taken, two candidates
         },
     )
