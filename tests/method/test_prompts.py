@@ -382,7 +382,7 @@ def test_each_prompt_goes_on_from_the_one_before(make, turns, history, limit, fo
     and it starts anew only when the history slides, which is once in a block of turns."""
     prompter = make(max_tokens=limit, history=history, form=form)
     past, dropped = "", 0
-    for i, (observation, action) in enumerate(turns):
+    for i, (observation, _) in enumerate(turns):
         state = State("t#0", "do it", tuple(turns[:i]), observation)
         prompt = prompter.critic(state, ("x", "y")) if asks_choice else prompter.action(state)
         told = prompter._body(state, i - prompt.dropped, "")
