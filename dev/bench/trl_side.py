@@ -20,7 +20,7 @@ import transformers
 
 from miniact import UserError
 from miniact.backends.common import model_folder
-from miniact.backends.torch.load import pick_device, pick_dtype
+from miniact.backends.torch.device import pick_device, pick_dtype
 
 
 class _Stepper(transformers.TrainerCallback):

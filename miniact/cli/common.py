@@ -52,11 +52,9 @@ def friendly(command: Callable) -> Callable:
             where = f"{error.filename}: {error.strerror}; mend it, or choose another place"
             click.echo(f"miniact: {where}", err=True)
             sys.exit(2)
-        except (Interrupted, KeyboardInterrupt):
-            out = kwargs.get("out") or kwargs.get("resume")
-            same = "; the same command goes on" if "recipes" in kwargs else ""
-            where = same or (f"; go on with: miniact run --resume {out}" if out else "")
-            click.echo(f"\nminiact: stopped{where}", err=True)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            how = "the same command goes on" if "recipes" in kwargs else str(stop)
+            click.echo(f"\nminiact: stopped{'; ' if how else ''}{how}", err=True)
             sys.exit(130)
 
     return wrapped
@@ -74,10 +72,11 @@ SHORTHANDS = {  # option: the key that it writes, and what --help says of it
 COMMON = ("--seed", "--backend", "--skip-bad-rows")
 
 
-def takes_config(*shorthands: str) -> Callable[[Callable], Callable]:
+def takes_config(*shorthands: str, must: bool = False) -> Callable[[Callable], Callable]:
     """Hand a command one checked `config`: CONFIG, then KEY=VALUE, then options that write a key.
 
-    With --resume there is no config to read: the command gets None.
+    must: without CONFIG the command lists what ships; else it takes the default. With --resume
+    there is no config to read: the command gets None.
     """
     names = {flag: flag[2:].replace("-", "_") for flag in shorthands}
 
@@ -92,6 +91,9 @@ def takes_config(*shorthands: str) -> Callable[[Callable], Callable]:
                 if arguments or settings or options["out"]:
                     raise UserError("--resume takes its config from the folder; pass nothing else")
                 return command(config=None, **options)
+            if must and all("=" in a for a in arguments):
+                click.echo(list_configs())
+                sys.exit(2)
             return command(config=_read_config(arguments, settings), **options)
 
         result = friendly(wrapped)
@@ -114,12 +116,26 @@ def _read_config(arguments: tuple[str, ...], settings: list[str]) -> Config:
     return load_config(names[0] if names else DEFAULT_CONFIG, [*overrides, *settings])
 
 
-def fresh_folder(config: Config, name: str) -> Path:
+def fresh_folder(config: Config) -> Path:
+    """A folder under runs/ for this config; a run of it that was interrupted goes on there."""
     from miniact.config.plugins import short
+    from miniact.experiments.start import unchangeable
 
-    base = Path("runs") / f"{short(config.env.name)}-{name}-seed{config.seed}"
+    stages = "-".join(map(short, config.recipe)) or "base"
+    base = Path("runs") / f"{short(config.env.name)}-{stages}-seed{config.seed}"
     path, number = base, 1
-    while (path / "results.json").exists():
+    while (path / "results.json").exists() or unchangeable(config, path):
         number += 1
         path = base.with_name(f"{base.name}-{number}")
     return path
+
+
+def list_configs() -> str:
+    """What ships, a line each, for a command that got no CONFIG."""
+    from miniact.config.load import shipped
+
+    lines = [f"  {name:<22}{about}" for name, about in shipped().items()]
+    return "\n".join([
+        "Which CONFIG? A YAML file of yours, or one that ships:", "", *lines, "",
+        f"To begin with: miniact run {DEFAULT_CONFIG}",
+    ])  # fmt: skip

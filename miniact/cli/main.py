@@ -26,6 +26,7 @@ GONE = {  # commands of before, and what does their work
 
 PATH = click.Path(path_type=Path)
 RUN_FOLDER = click.option("--out", type=PATH, required=True, help="Run folder.")
+VERBOSE = click.option("--verbose", is_flag=True, help="Also say where the time goes.")
 
 
 class Commands(click.Group):
@@ -47,33 +48,40 @@ def main() -> None:
 
 
 @main.command()
-@takes_config(*COMMON, "--recipe")
+@takes_config(*COMMON, "--recipe", must=True)
 @click.option("--out", type=PATH, help="Run folder (default: under runs/).")
 @click.option("--resume", type=PATH, help="Go on with this run folder.")
 @click.option("--force", is_flag=True, help="Run even if the plan says that it cannot fit.")
-def run(config: Config, out: Path | None, resume: Path | None, force: bool) -> None:
+@VERBOSE
+def run(config: Config, out: Path | None, resume: Path | None, force: bool, verbose: bool) -> None:
     """Train and evaluate a whole recipe (default: il,act,rl), after a plan of what it takes."""
-    from miniact.config.plugins import short
     from miniact.experiments.pipeline import resume_run, start_run
+    from miniact.experiments.start import announce
     from miniact.tools.plan import check_fits
 
+    console = terminal()
     if resume:
-        resume_run(resume, terminal())
+        resume_run(resume, console, verbose)
         return
-    check_fits(config, terminal(), force)
-    stages = "-".join(map(short, config.recipe)) or "base"
-    start_run(config, out or fresh_folder(config, stages), terminal())
+    out = out or fresh_folder(config)
+    announce(config, out, console)
+    check_fits(config, console, force)
+    start_run(config, out, console, verbose)
 
 
 def _stage_command(name: str, doc: str) -> None:
     @main.command(name, help=doc)
     @takes_config(*COMMON, "--adapter", "--trajectories", "--pairs")
     @RUN_FOLDER
-    def command(config: Config, out: Path) -> None:
+    @VERBOSE
+    def command(config: Config, out: Path, verbose: bool) -> None:
         from miniact.config.load import with_overrides
         from miniact.experiments.pipeline import start_run
+        from miniact.experiments.start import announce
 
-        start_run(with_overrides(config, [f"recipe={name}"]), out, terminal())
+        config, console = with_overrides(config, [f"recipe={name}"]), terminal()
+        announce(config, out, console)
+        start_run(config, out, console, verbose)
 
 
 _stage_command("il", "Imitation learning alone: cross-entropy on the expert's actions.")
@@ -117,13 +125,15 @@ def pairs(config: Config, out: Path) -> None:
 @click.option("--suite", help="General reasoning instead: math500,gpqa_diamond or a task's YAML.")
 @click.option("--limit", type=int, help="Questions per --suite task, to try it out.")
 @RUN_FOLDER
-def evaluate(
+@VERBOSE
+def evaluate(  # noqa: PLR0913
     config: Config,
     policy: str,
     intervene: str | None,
     suite: str | None,
     limit: int | None,
     out: Path,
+    verbose: bool,
 ) -> None:
     """Measure a model or an adapter on held-out tasks, states and pairs."""
     from miniact.config.load import with_overrides
@@ -142,8 +152,11 @@ def evaluate(
         click.echo(result_lines(evaluate_reasoning(config.model, suite.split(","), out, options)))
     else:
         from miniact.experiments.pipeline import start_run
+        from miniact.experiments.start import announce
 
-        start_run(config, out, terminal())
+        console = terminal()
+        announce(config, out, console)
+        start_run(config, out, console, verbose)
 
 
 @main.command()

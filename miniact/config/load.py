@@ -47,19 +47,34 @@ def load_config(
         raise UserError(f"{path}: {error}" if path else str(error)) from None
 
 
+def config_folders() -> list[Path]:
+    """Where tiny_configs/ may lie: here, in a checkout, in a wheel."""
+    package = Path(__file__).parents[1]
+    return [folder / "tiny_configs" for folder in (Path("."), package.parent, package)]
+
+
+def shipped() -> dict[str, str]:
+    """Name → what its first line says, of every config that can be named without a folder."""
+    files = {f.stem: f for folder in reversed(config_folders()) for f in folder.glob("*.yaml")}
+    heads = {name: file.read_text(encoding="utf-8").splitlines() for name, file in files.items()}
+    return {name: head[0].lstrip("# ") if head else "" for name, head in sorted(heads.items())}
+
+
 def find_config(name: str | Path) -> Path:
     """A file, or the name of a shipped one, with or without its folder. UserError if neither is."""
     path = Path(name)
     files = [path]
     if path.parent in (Path("."), Path("tiny_configs")):
         stem = path.name.removesuffix(".yaml")  # not Path.stem: names hold dots
-        package = Path(__file__).parents[1]
-        folders = (Path("."), package.parent, package)  # here, in a checkout, in a wheel
-        files += [folder / "tiny_configs" / f"{stem}.yaml" for folder in folders]
+        files += [folder / f"{stem}.yaml" for folder in config_folders()]
     for file in files:
         if file.is_file():
             return file
-    raise UserError("no such config file; expected a YAML file or the name of a shipped one")
+    names = list(shipped())
+    raise UserError(
+        f"no such config file; expected a YAML file or the name of a shipped one; "
+        f"{suggestion(path.name.removesuffix('.yaml'), names)}"
+    )
 
 
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:

@@ -14,6 +14,7 @@ workers.py        an environment in a process of its own
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -96,10 +97,23 @@ def find_env(name: str) -> str:
         return name
     if name not in _REGISTRY:
         raise UserError(
-            f"env.name: unknown environment {name!r}; {suggestion(name, sorted(_REGISTRY))}, or "
-            "module:Class"
+            f"env.name: unknown environment {name!r}; {suggestion(name, sorted(_REGISTRY))} "
+            "(one of your own goes by module:Class)"
         )
     return _REGISTRY[name]
+
+
+def check_env(name: str, options: dict[str, Any], splits: Iterable[str]) -> None:
+    """UserError for a wrong name, option or split, as far as it shows before anything is built."""
+    module, _, attribute = find_env(name).partition(":")
+    target = getattr(importlib.import_module(module), attribute)
+    try:
+        inspect.signature(target).bind(**options)
+    except TypeError as error:
+        raise UserError(f"env.options: {name} does not take {options}: {error}") from None
+    known = getattr(target, "splits", None)
+    if isinstance(known, tuple):  # else it is known only when the environment is built
+        check_names("eval.splits: unknown split", known, *splits)
 
 
 def _check_protocol(name: str, env: Any) -> None:

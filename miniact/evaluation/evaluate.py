@@ -49,6 +49,18 @@ def rate(hits: Sequence[bool] | np.ndarray) -> dict[str, Any]:
     return {"value": k / n if n else None, "n": n, "low": low, "high": high}
 
 
+def rate_per_question(hit_QP: np.ndarray, counted_QP: np.ndarray) -> dict[str, Any]:
+    """The share of hits among the answers that count; n and interval are of the questions.
+
+    A question's P answers, one for each order of its candidates, are about one state and one
+    choice: to count them as P independent observations would make the interval too narrow.
+    """
+    n, answers = int(counted_QP.any(1).sum()), int(counted_QP.sum())
+    value = float(hit_QP[counted_QP].sum() / answers) if answers else None
+    low, high = wilson((value or 0.0) * n, n)
+    return {"value": value, "n": n, "low": low, "high": high}
+
+
 def percent(share: float, sign: bool = False, digits: int = 1) -> str:
     """A share in percent, or a difference of two in points.
 
@@ -63,7 +75,8 @@ def percent_of(rate: dict[str, Any] | None) -> str:
     """A rate in percent, with its 95 % interval."""
     if not rate or rate["value"] is None:
         return "–"
-    return f"{percent(rate['value'])} [{100 * rate['low']:.0f}–{100 * rate['high']:.0f}]"
+    low, high = (percent(rate[end], digits=0) for end in ("low", "high"))
+    return f"{percent(rate['value'])} [{low}–{high}]"
 
 
 def evaluate_episodes(episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -126,13 +139,14 @@ def judgement_accuracy(
     choice_QP = np.array([-1 if c is None else c for c in chosen]).reshape(-1, ways)
     right_P = np.arange(ways)
     valid_QP, right_QP = choice_QP >= 0, choice_QP == right_P
+    all_QP = np.ones_like(valid_QP)
     # the action behind a choice, wherever it was shown: 0 the expert's, then the alternatives
     picked_QP = np.where(right_QP, 0, choice_QP + (choice_QP < right_P))
     consistent_Q = valid_QP.all(1) & (picked_QP == picked_QP[:, :1]).all(1)
     results = {
-        "accuracy": rate(right_QP.ravel()),
-        "valid": rate(valid_QP.ravel()),
-        "given_valid": rate(right_QP[valid_QP]),
+        "accuracy": rate_per_question(right_QP, all_QP),
+        "valid": rate_per_question(valid_QP, all_QP),
+        "given_valid": rate_per_question(right_QP, valid_QP),
         **{f"expert_{POSITIONS[at]}": rate(right_QP[:, at]) for at in range(ways)},
         "consistent": rate(consistent_Q),
         "implicit": rate(implicit_judgements(policy, prompter, asked)),
@@ -140,7 +154,8 @@ def judgement_accuracy(
     }
     if config.intervene == "wrong":
         wrong = [wrong_choice(ways, s.right) for s in shown]
-        results["followed"] = rate([c == w for c, w in zip(chosen, wrong)])
+        followed_QP = choice_QP == np.array(wrong).reshape(-1, ways)
+        results["followed"] = rate_per_question(followed_QP, all_QP)
     return results
 
 

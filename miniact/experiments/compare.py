@@ -27,8 +27,9 @@ from miniact import UserError
 from miniact.config import Config, load_config
 from miniact.config.load import changed_keys, to_dict, with_overrides
 from miniact.config.plugins import section_of, short
-from miniact.experiments.pipeline import check_code, environment, run_recipe, write_config
+from miniact.experiments.pipeline import environment, run_recipe, write_config
 from miniact.experiments.recipes import Recipe, parse_recipes, parse_seeds
+from miniact.experiments.start import check_code, first_number
 from miniact.experiments.table import build, print_comparison, write_comparison
 from miniact.runs.files import keep_rows, read_json, whole_folder, write_json, write_text
 from miniact.runs.folder import explain_full_disk, locked
@@ -60,14 +61,15 @@ def common_stages(a: Config, b: Config) -> int:
     return n
 
 
-def stage_keys(config: Config) -> list[str]:
-    """What the folders of the base model and of every stage are called, in order."""
-    return ["0-base", *(f"{k}-{short(name)}" for k, name in enumerate(config.recipe, start=1))]
+def stage_keys(run: Path, config: Config) -> list[str]:
+    """What the folders of the base model and of every stage of a run are called, in order."""
+    stages = enumerate(config.recipe, start=first_number(config, run))
+    return ["0-base", *(f"{k}-{short(name)}" for k, name in stages)]
 
 
 def done_stages(run: Path, config: Config) -> int:
     """How many stages of a run are trained and evaluated; −1: the base model is not either."""
-    keys = stage_keys(config)
+    keys = stage_keys(run, config)
     for k, key in enumerate(keys):
         folder = run / "stages" / key
         trained = k == 0 or (folder / "adapter").is_dir()
@@ -113,7 +115,7 @@ def begin(config: Config, out: Path, comparison: Path) -> str:
         for name, sibling in sharing.items():
             _take(name, sibling, part)
         if source:
-            _share_stages(stage_keys(config)[: best + 1], source, part)
+            _share_stages(stage_keys(source, config)[: best + 1], source, part)
         write_config(config, part)
     done = " → ".join(["base", *map(short, config.recipe[:best])]) if source else "data"
     return f"{done} of {(source or next(iter(sharing.values()))).parent.name}"

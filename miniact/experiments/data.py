@@ -41,8 +41,10 @@ from miniact.types import Question, Reflection
 class Workshop:
     """A run's tools: its folder, and model and worlds, which are made when first needed."""
 
-    def __init__(self, config: Config, run: RunFolder, console: Console) -> None:
-        self.config, self.run, self.console = config, run, console
+    def __init__(
+        self, config: Config, run: RunFolder, console: Console, verbose: bool = False
+    ) -> None:
+        self.config, self.run, self.console, self.verbose = config, run, console, verbose
         self._envs: list[Env] = []
         self.timings: dict[str, float] = dict(run.shared_seconds())
 
@@ -188,12 +190,25 @@ def pairs(work: Workshop, file: TrajectoryFile) -> list[Question]:
                 theirs = Path(config.file)
                 write(map(pair_row, read_pairs(theirs, work.config.env.skip_bad_rows)))
             else:
+                _warn_of_adapter(work)
                 counts = {
                     split: _pairs_of_split(work, file, split, write)
                     for split in ("train", *heldout_splits(file))
                 }
                 write_json(path.with_suffix(".counts.json"), counts)
     return read_pairs(path)
+
+
+def _warn_of_adapter(work: Workshop) -> None:
+    """Alternatives of a trained adapter are other questions than those that a run asks."""
+    if (start := work.config.model.start) and work.config.pairs.source == "policy":
+        work.console.print(
+            f"warning: {start} proposes the alternatives of these pairs, not the initial policy: "
+            "judgement on them cannot be compared with a run's; take its pairs by --pairs",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _pairs_of_split(

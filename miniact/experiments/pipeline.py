@@ -21,12 +21,11 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from miniact import UserError
+from miniact import Interrupted, UserError
 from miniact.backends.protocol import resolve_backend
 from miniact.config import Config, load_config
 from miniact.config.load import changed_keys, to_dict
-from miniact.config.plugins import named, resolve, section_of, short
-from miniact.envs import find_env
+from miniact.config.plugins import named, section_of, short
 from miniact.evaluation.episodes import Episode, Tally
 from miniact.evaluation.evaluate import HeldOut, evaluate
 from miniact.experiments.data import (
@@ -39,13 +38,14 @@ from miniact.experiments.data import (
 )
 from miniact.experiments.metrics import numbers
 from miniact.experiments.results import print_report, write_report
+from miniact.experiments.start import announce, check_start, first_number
 from miniact.method import run_of
 from miniact.method.stage import Stage, needs_of
 from miniact.method.wording import Wording
 from miniact.runs.files import read_json, write_json, write_jsonl, write_text
 from miniact.runs.folder import RunFolder, explain_full_disk, versions
 from miniact.runs.log import StageLog
-from miniact.runs.loggers import check_loggers, logging
+from miniact.runs.loggers import logging
 from miniact.runs.progress import Bar
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "mlx", "mlx-lm", "numpy", "miniact")
@@ -77,8 +77,9 @@ def measure(work: Workshop, name: str, folder: Path, data: Data) -> dict[str, An
             HeldOut.draw(envs, states, asked, config, seed),
             tally,
         )
-    if tally.episodes:
+    if tally.lost or (work.verbose and tally.episodes):
         work.console.print(f"eval {name}: {tally}", highlight=False, soft_wrap=True)
+    if tally.episodes:
         for part, seconds in tally.seconds.items():
             key = f"evaluate/{part}"
             work.timings[key] = work.timings.get(key, 0) + seconds
@@ -91,7 +92,8 @@ def measure(work: Workshop, name: str, folder: Path, data: Data) -> dict[str, An
 def run_stages(work: Workshop) -> dict[str, Any]:
     """Run everything that is not done yet. Returns what results.json holds."""
     data, results = make_data(work), {}
-    for number, name in enumerate(["base", *work.config.recipe]):
+    first = first_number(work.config, work.run.path)
+    for number, name in [(0, "base"), *enumerate(work.config.recipe, start=first)]:
         folder = work.run.stage(number, short(name))
         key = folder.name if number else name
         if (folder / "adapter").is_dir():
@@ -150,49 +152,41 @@ def write_config(config: Config, out: Path) -> None:
     )
 
 
-def check_code(config: Config) -> None:
-    """Import what a config names, and nothing else; UserError for what cannot be used."""
-    for where, name in named(config):
-        resolve(where, name)
-    check_loggers(config.log.to)
-    if config.env.name != "none":
-        find_env(config.env.name)
-
-
 @contextmanager
-def opened(config: Config, out: Path, console: Console) -> Iterator[Workshop]:
+def opened(
+    config: Config, out: Path, console: Console, verbose: bool = False
+) -> Iterator[Workshop]:
     """The workshop of a new run folder, or of one that holds the same config."""
-    check_code(config)
-    saved = out / "config.yaml"
-    if not saved.is_file():
-        Wording(config.prompt)
-    if saved.is_file():
-        changed = changed_keys(saved, config)
-        if changed:
-            raise UserError(
-                f"{out}: holds a run whose {changed[0]!r} differs; choose another --out, or go on "
-                f"with miniact run --resume {out}"
-            )
-    with RunFolder(out, config.log.to) as run, Workshop(config, run, console) as work:
-        if not saved.is_file():
+    check_start(config, out)
+    with RunFolder(out, config.log.to) as run, Workshop(config, run, console, verbose) as work:
+        saved = out / "config.yaml"
+        if not saved.is_file() or changed_keys(saved, config):
             write_config(config, out)
         yield work
 
 
-def run_recipe(config: Config, out: str | Path, console: Console | None = None) -> dict[str, Any]:
-    """Run a config's recipe in a new folder, or go on with it; returns what results.json holds."""
+def run_recipe(
+    config: Config, out: str | Path, console: Console | None = None, verbose: bool = False
+) -> dict[str, Any]:
+    """Run a config's recipe in a new folder, or go on with it; returns what results.json holds.
+
+    verbose: also say where the time goes.
+    """
     out, console = Path(out), console or Console()
-    with opened(config, out, console) as work:
+    with opened(config, out, console, verbose) as work:
         results = run_stages(work)
         with explain_full_disk(out):
             write_report(out, results)
         return results
 
 
-def start_run(config: Config, out: Path, console: Console) -> dict[str, Any]:
-    """The same for people: ends with the table of results."""
-    results = run_recipe(config, out, console)
-    print_report(out, console)
+def start_run(config: Config, out: Path, console: Console, verbose: bool = False) -> dict[str, Any]:
+    """The same for people: ends with the table of results, and what it says."""
+    try:
+        results = run_recipe(config, out, console, verbose)
+    except (Interrupted, KeyboardInterrupt):
+        raise Interrupted(f"go on with: miniact run --resume {out}") from None
+    print_report(out, console, verbose)
     return results
 
 
@@ -203,13 +197,14 @@ def only_pairs(config: Config, out: Path, console: Console) -> None:
         console.print(f"pairs: {out / 'pairs.jsonl'}", highlight=False)
 
 
-def resume_run(out: Path, console: Console) -> dict[str, Any]:
+def resume_run(out: Path, console: Console, verbose: bool = False) -> dict[str, Any]:
     if not (out / "config.yaml").is_file():
         raise UserError(f"{out}: no config.yaml; expected the folder of a miniact run")
     config = load_config(out / "config.yaml", saved=True)
     for where, name in named(config):
         console.print(f"{out} imports {name} ({where})", highlight=False, soft_wrap=True)
-    return start_run(config, out, console)
+    announce(config, out, console)
+    return start_run(config, out, console, verbose)
 
 
 def collect_to(config: Config, out: Path, console: Console) -> None:

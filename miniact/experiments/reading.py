@@ -33,6 +33,19 @@ class Run:
     metrics: dict[str, list[dict[str, Any]]]
 
 
+def name_of_start(config: dict[str, Any]) -> str:
+    """What the column before any training is called: base, or the adapter that the run began with.
+
+    >>> name_of_start({"model": {"start": "runs/il/stages/1-il/adapter"}})
+    '1-il'
+    """
+    start = (config.get("model") or {}).get("start")
+    if not start:
+        return "base"
+    path = Path(str(start))
+    return (path.parent if path.name == "adapter" else path).name or "adapter"
+
+
 def read_rows(file: Path, notes: list[str] | None) -> list[dict[str, Any]]:
     """The rows of a JSONL file; [] if there is none.
 

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
-from rich.table import Table
 
 from miniact.evaluation.evaluate import percent, percent_of
-from miniact.experiments.metrics import labelled, rates
-from miniact.experiments.reading import read_metrics
+from miniact.experiments.columns import print_columns
+from miniact.experiments.metrics import rates
+from miniact.experiments.reading import name_of_start, read_metrics
+from miniact.experiments.words import meanings, sentences
 from miniact.runs.files import read_json, write_json, write_text
 
 
-def results_table(results: dict[str, Any]) -> Table:
+def print_results(results: dict[str, Any], console: Console) -> None:
     """One column per stage, one row per rate: percent with its 95 % interval."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("%, held out", no_wrap=True)
-    for name in results:
-        table.add_column(name, justify="right", no_wrap=True)
     measured = [rates(evaluation) for evaluation in results.values()]
-    for label in measured[0]:
-        table.add_row(label, *(percent_of(column.get(label)) for column in measured))
+    labels = list(dict.fromkeys(label for rows in measured for label in rows))
+    columns = {
+        stage: [percent_of(rows.get(label)) for label in labels]
+        for stage, rows in zip(results, measured)
+    }
     for split in next(iter(results.values())).get("splits", {}):
-        scores = [evaluation["splits"][split]["score"] for evaluation in results.values()]
-        shown = ("–" if score is None else percent(score) for score in scores)
-        table.add_row(f"mean score, {split}", *shown)
-    return table
+        parts = {stage: ev["splits"][split] for stage, ev in results.items()}
+        scores = {stage: part["score"] for stage, part in parts.items()}
+        if all(part["score"] == part["success"]["value"] for part in parts.values()):
+            continue  # solved or not is all that this world knows
+        labels.append(f"mean score, {split}")
+        for stage, score in scores.items():
+            columns[stage].append("–" if score is None else percent(score))
+    print_columns(console, "%, held out", labels, columns)
 
 
 def write_report(folder: Path, outcome: dict[str, Any]) -> None:
@@ -36,27 +42,60 @@ def write_report(folder: Path, outcome: dict[str, Any]) -> None:
     if (folder / "results.json").is_file():  # keep the timings of the parts that ran before
         before = read_json(folder / "results.json").get("seconds", {})
         outcome = {**outcome, "seconds": {**before, **outcome["seconds"]}}
-    table = results_table(outcome["results"])
-    plain = Console(width=200, record=True, file=io.StringIO())
-    plain.print(table)
+    plain = Console(width=80, record=True, file=io.StringIO())
+    print_results(_named(folder, outcome["results"]), plain)
     write_text(folder / "results.txt", plain.export_text())
     draw_curves(folder, outcome["results"])
     write_json(folder / "results.json", outcome)  # the last: it says that the run is done
 
 
-def print_report(folder: Path, console: Console) -> None:
-    """Print the table of results.json and where everything is."""
+def _named(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """The results with the adapter's name for `base`, where the run began with an adapter."""
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    start = name_of_start(config)
+    return {start if stage == "base" else stage: ev for stage, ev in results.items()}
+
+
+def print_report(folder: Path, console: Console, verbose: bool = False) -> None:
+    """The end of a run: its words and their meaning, the table, what it says, what to do next."""
     outcome = read_json(folder / "results.json")
+    results, seconds = _named(folder, outcome["results"]), outcome["seconds"]
     console.print()
-    console.print(results_table(outcome["results"]))
+    for word, meaning in meanings(results).items():
+        _print_wrapped(f"{word}: {meaning}", console, "  ", style="dim")
     console.print()
-    shown = labelled(next(iter(outcome["results"].values())))
-    for metric in dict.fromkeys(metric for label, (metric, _) in shown.items() if label[0] != " "):
-        about = f"{metric.label}: {metric.meaning}"
-        console.print(about, style="dim", highlight=False, soft_wrap=True)
-    spent = ", ".join(f"{k} {v:.0f} s" for k, v in outcome["seconds"].items())
-    console.print(f"\ntime: {spent}", highlight=False, soft_wrap=True)
-    console.print(f"run folder: {folder}  (results.json, curves.png, metrics.jsonl, samples/)")
+    print_results(results, console)
+    console.print()
+    for sentence in sentences(results):
+        _print_wrapped(sentence, console, "")
+    console.print()
+    for command, does in next_commands(folder, results):
+        console.print(f"{command}\n    {does}", highlight=False, markup=False, soft_wrap=True)
+    if verbose:
+        spent = ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items())
+        console.print(f"\ntime: {spent}", highlight=False, soft_wrap=True)
+
+
+def _print_wrapped(text: str, console: Console, indent: str, style: str = "") -> None:
+    filled = textwrap.fill(text, console.width, subsequent_indent=indent, break_on_hyphens=False)
+    console.print(filled, style=style, highlight=False, markup=False)
+
+
+def next_commands(folder: Path, results: dict[str, Any]) -> list[tuple[str, str]]:
+    """(command, what it does) for whoever has just seen a run end."""
+    stages = [name.partition("-")[2] for name in list(results)[1:]]
+    without = [stage for stage in stages if stage != "act"]
+    commands = [
+        (f"miniact report {folder}", "one HTML page of it all: results, curves, samples, episodes"),
+        (f"miniact show {folder} episode", "an episode; also pair, group (answers and rewards)"),
+    ]
+    if stages:
+        rows = [",".join(row) for row in ([without] if without != stages else []) + [stages] if row]
+        asked = f'--recipes "{"; ".join(rows)}" --seeds 0-4 --out {folder}-seeds'
+        compare = f"miniact compare {folder / 'config.yaml'} {asked}"
+        commands.append((compare, "the same over five seeds, with and without act" if len(rows) > 1
+                         else "the same over five seeds"))  # fmt: skip
+    return commands
 
 
 def draw_curves(folder: Path, results: dict[str, Any]) -> None:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from miniact.evaluation.evaluate import percent
+from miniact.experiments.columns import print_columns
 from miniact.experiments.metrics import rates
 from miniact.experiments.reading import Run, read_run, training_cost
+from miniact.experiments.words import main_rows
 from miniact.runs.files import write_json, write_text
 
 NO_BREAK = "\u00a0"  # a space at which no line ends
@@ -112,8 +113,7 @@ def drop_plain_scores(values: dict[str, list[dict[str, float]]]) -> None:
 def columns(comparison: dict[str, Any]) -> list[str]:
     """The metrics that the table shows; comparison.json has them all."""
     labels = dict.fromkeys(label for row in comparison["rows"] for label in row["metrics"])
-    more = ("  right, given valid", "  stuck")
-    return [x for x in labels if not x.startswith("  ") or x.startswith(more)]
+    return main_rows(labels)
 
 
 def _interval(spread: dict[str, Any], sign: bool = False) -> str:
@@ -224,31 +224,12 @@ def write_comparison(folder: Path, comparison: dict[str, Any]) -> None:
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:
     """The table, in parts where the terminal is narrow; nothing is cut off."""
     rows, shown = comparison["rows"], columns(comparison)
-    named = max(len(row["label"]) for row in rows)
     cells = {
-        label: [label.strip(), *("\n".join(cell(row, label)) for row in rows)] for label in shown
+        "steps": [f"{row['steps']:.0f}" for row in rows],
+        "tokens": [_count(row["tokens"]) for row in rows],
+        **{label.strip(): ["\n".join(cell(row, label)) for row in rows] for label in shown},
     }
-    cells = {
-        "steps": ["steps", *(f"{row['steps']:.0f}" for row in rows)],
-        "tokens": ["tokens", *(_count(row["tokens"]) for row in rows)],
-        **cells,
-    }
-    widths = {
-        x: 2 + max(len(y) for y in "\n".join(column).split("\n")) for x, column in cells.items()
-    }
-    parts: list[list[str]] = [[]]
-    for name, width in widths.items():
-        if parts[-1] and named + sum(widths[x] for x in parts[-1]) + width > console.width:
-            parts.append([])
-        parts[-1].append(name)
-    for part in parts:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("recipe", no_wrap=True)
-        for name in part:
-            justify = "right" if name in ("steps", "tokens") else "left"
-            table.add_column(cells[name][0], no_wrap=True, justify=justify)  # type: ignore[arg-type]
-        for at, row in enumerate(rows, start=1):
-            table.add_row(row["label"], *(cells[name][at] for name in part))
-        console.print()
-        console.print(table)
+    left = [label.strip() for label in shown]
+    console.print()
+    print_columns(console, "recipe", [row["label"] for row in rows], cells, left)
     console.print(caption(comparison), style="dim", highlight=False, soft_wrap=True)

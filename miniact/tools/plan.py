@@ -34,6 +34,7 @@ NF4 = 0.5 + 0.016  # bytes per weight: 4 bits, and double-quantised scales per 6
 PROCESS = {"cpu": 0.7 * GB, "cuda": 0.9 * GB, "mlx": 0.5 * GB}  # the libraries themselves
 TRAINING_SHARE, PREFILL_SHARE, DECODE_SHARE = 0.45, 0.5, 0.25  # of the matmul speed; LAB.md
 ACTIONS_PER_EPISODE = 20
+TINY = 10e6  # parameters; below, memory is no question and a run says its plan in one line
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,15 @@ def remedies(config: Config, plan: Plan) -> list[str]:
     return ways or ["choose a smaller model"]
 
 
+def plan_line(config: Config, plan: Plan) -> str:
+    """The plan in one line: what is planned for, the peak, the time."""
+    return (
+        f"{plan.shape.name}: {plan.shape.parameters / 1e6:.1f} M parameters, "
+        f"{config.model.adapter}; at most {plan.peak / GB:.1f} of {plan.device.free / GB:.1f} GB, "
+        f"{_clock(sum(spent for *_, spent in plan.times))}"
+    )
+
+
 def print_plan(config: Config, plan: Plan, console: Console) -> None:
     s, d, (stage, m) = plan.shape, plan.device, plan.worst
     kind = f"{config.model.adapter}, {d.dtype} on {d.name}"
@@ -296,9 +306,12 @@ def _clock(s: float) -> str:
 
 
 def check_fits(config: Config, console: Console, force: bool) -> None:
-    """Print the plan; refuse a config that cannot fit, unless forced."""
+    """Print the plan, of a tiny model one line; refuse what cannot fit, unless forced."""
     plan = make_plan(config)
-    print_plan(config, plan, console)
+    if plan.fits and plan.shape.parameters < TINY and not named(config):
+        console.print(plan_line(config, plan), highlight=False, soft_wrap=True)
+    else:
+        print_plan(config, plan, console)
     if not plan.fits and not force:
         raise UserError(
             f"needs {plan.peak / GB:.1f} GB and {plan.device.free / GB:.1f} GB are free; "

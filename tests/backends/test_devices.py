@@ -15,7 +15,7 @@ from tiny_models import random_batch, write_model
 
 from miniact import UserError
 from miniact.backends.protocol import load_policy
-from miniact.backends.torch import load as torch_load
+from miniact.backends.torch.device import pick_device, pick_dtype
 from miniact.config.sections import ModelConfig
 from miniact.method.losses import cross_entropy
 
@@ -50,16 +50,16 @@ def test_bfloat16_only_where_the_card_itself_has_it(monkeypatch, major):
     monkeypatch.setattr(torch.cuda, "device", on)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     expected = torch.bfloat16 if major >= 8 else torch.float32
-    assert torch_load.pick_dtype("auto", torch.device("cuda:1")) == expected
-    assert torch_load.pick_dtype("auto", torch.device("cuda:0")) == torch.float32
+    assert pick_dtype("auto", torch.device("cuda:1")) == expected
+    assert pick_dtype("auto", torch.device("cuda:0")) == torch.float32
 
 
 def test_auto_is_the_best_device_there_is(monkeypatch):
-    assert torch_load.pick_device("auto").type == "cpu"
+    assert pick_device("auto").type == "cpu"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert torch_load.pick_device("auto").type == "mps"
+    assert pick_device("auto").type == "mps"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert torch_load.pick_device("auto").type == "cuda"
+    assert pick_device("auto").type == "cuda"
 
 
 @pytest.mark.parametrize("backend", ["torch", "mlx"])

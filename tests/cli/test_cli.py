@@ -119,23 +119,35 @@ def test_a_file_without_splits_gets_a_held_out_part_by_task(run_folder, tmp_path
     assert all(parts.values()) and not parts["train"] & parts["heldout"]
 
 
-def test_each_stage_by_itself(run_folder, tmp_path):
-    trajectories = tmp_path / "t.jsonl"
-    miniact("collect", "household", "--out", str(trajectories), *TINY)
-    assert len(trajectories.read_text().splitlines()) == 8 + 2 * 4
-    given = ["--trajectories", str(trajectories), "eval.episodes=0"]
-    miniact("pairs", "household", *TINY, *given, "--out", str(tmp_path / "p"))
-    pairs = str(tmp_path / "p" / "pairs.jsonl")
-    miniact("il", "household", *TINY, *given, "--pairs", pairs, "--out", str(tmp_path / "il"))
-    adapter = str(tmp_path / "il" / "stages" / "1-il" / "adapter")
-    start = ["--adapter", adapter, "--pairs", pairs]
-    miniact("act", "household", *TINY, *given, *start, "--out", str(tmp_path / "act"))
-    miniact("rl", "household", *TINY, *given, *start, "--out", str(tmp_path / "rl"))
-    evaluated = ["--adapter", adapter, "--pairs", pairs, "--out", str(tmp_path / "eval")]
-    miniact("eval", "household", *TINY, *given, *evaluated)
-    after_il = json.loads((tmp_path / "il" / "results.json").read_text())["results"]["1-il"]
+def test_stage_by_stage_is_the_same_as_one_run(run_folder, tmp_path):
+    """To the byte: the data, the weights of every stage, the last evaluation."""
+    common = ["household", "--seed", "3", *TINY]
+    trajectories, pairs = tmp_path / "t.jsonl", tmp_path / "p" / "pairs.jsonl"
+    miniact("collect", *common, "--out", str(trajectories))
+    assert trajectories.read_bytes() == (run_folder / "trajectories.jsonl").read_bytes()
+    common += ["--trajectories", str(trajectories)]
+    miniact("pairs", *common, "--out", str(tmp_path / "p"))
+    common += ["--pairs", str(pairs)]
+    adapter: list[str] = []
+    for number, stage in enumerate(("il", "act", "rl"), start=1):
+        out, key = tmp_path / stage, f"{number}-{stage}"
+        printed = miniact(stage, *common, *adapter, "--out", str(out), "eval.episodes=0")
+        assert "warning" not in printed
+        weights = f"stages/{key}/adapter/adapter_model.safetensors"
+        assert (out / weights).read_bytes() == (run_folder / weights).read_bytes()
+        adapter = ["--adapter", str(out / "stages" / key / "adapter")]
+    printed = miniact("eval", *common, *adapter, "--out", str(tmp_path / "eval"))
+    assert re.search(r"^%, held out +3-rl$", printed, re.MULTILINE)  # not: base
     alone = json.loads((tmp_path / "eval" / "results.json").read_text())["results"]["base"]
-    assert alone == after_il
+    together = json.loads((run_folder / "results.json").read_text())["results"]["3-rl"]
+    assert alone == together
+
+
+def test_pairs_by_a_trained_adapter_are_warned_about(run_folder, tmp_path):
+    adapter = ["--adapter", str(run_folder / "stages" / "1-il" / "adapter")]
+    data = ["--trajectories", str(run_folder / "trajectories.jsonl"), "pairs.temperature=2"]
+    printed = miniact("pairs", "household", *TINY, *data, *adapter, "--out", str(tmp_path / "p"))
+    assert "cannot be compared with a run's; take its pairs by --pairs" in printed
 
 
 def test_export_writes_a_model_that_loads(run_folder, tmp_path):

@@ -19,8 +19,8 @@ from miniact.config import load_config
 from miniact.config.plugins import resolve, short
 from miniact.envs import make_env
 from miniact.envs.workers import WorkerEnv
-from miniact.experiments.pipeline import check_code
 from miniact.experiments.recipes import parse_recipe
+from miniact.experiments.start import check_code
 from miniact.method.rewards import judged
 from miniact.types import Reply, State
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from fakes import FakePolicy
 from hypothesis import given
 from hypothesis import strategies as st
 
 from miniact.config.sections import EvalConfig, PromptConfig
-from miniact.evaluation.evaluate import judgement_accuracy, next_action_accuracy, rate, wilson
+from miniact.evaluation.evaluate import (
+    judgement_accuracy,
+    next_action_accuracy,
+    rate,
+    rate_per_question,
+    wilson,
+)
 from miniact.method.prompts import Prompter
 from miniact.types import Question, State
 
@@ -72,3 +79,15 @@ def test_next_action_accuracy_is_canonical(tokenizer):
     states = [(State("a", "t", (), "o"), "go east"), (State("b", "t", (), "o"), "go west")]
     result = next_action_accuracy(policy, prompter, states, EvalConfig(), seed=0)
     assert result["accuracy"]["value"] == 0.5 and result["valid"]["value"] == 1.0
+
+
+def test_both_orders_of_a_question_count_once():
+    """Twenty answers to ten questions: the interval is as wide as ten observations make it."""
+    right_QP = np.array([[True, True]] * 8 + [[True, False]] * 2)
+    valid_QP = np.array([[True, True]] * 9 + [[False, False]])
+    everything = rate_per_question(right_QP, np.ones_like(right_QP))
+    assert everything == {"value": 0.9, "n": 10, "low": wilson(9, 10)[0], "high": wilson(9, 10)[1]}
+    valid = rate_per_question(right_QP, valid_QP)
+    assert valid["n"] == 9 and valid["value"] == 17 / 18
+    nothing = rate_per_question(right_QP, np.zeros_like(right_QP))
+    assert nothing["value"] is None and (nothing["n"], nothing["high"]) == (0, 1.0)

@@ -62,7 +62,7 @@ def test_it_tells_reasoning_from_instinct(tokenizer, critic, kind, accuracy, fol
     assert result["accuracy"]["value"] == accuracy and result["valid"]["value"] == 1
     assert ("followed" in result) == (followed is not None)
     if followed is not None:
-        assert result["followed"]["value"] == followed and result["followed"]["n"] == 10
+        assert result["followed"]["value"] == followed and result["followed"]["n"] == 5
     assert all("Think first" in p for p in prompts)  # the prompt is that of free reasoning
     assert all(p.endswith("<choice>") == (kind != "none") for p in prompts)
 
@@ -87,7 +87,7 @@ def test_the_wrong_choice_is_never_the_right_one():
 def test_three_candidates(tokenizer):
     asked = [Question(STATE, "open fridge", ("go to bed", "look"))]
     result, _ = judge(tokenizer, by_reasoning, "wrong", asked)
-    assert result["followed"] == result["valid"] and result["followed"]["n"] == 3
+    assert result["followed"] == result["valid"] and result["followed"]["n"] == 1
     assert result["accuracy"]["value"] == 0
 
 
@@ -128,7 +128,7 @@ def test_a_real_model_goes_on_from_the_prefix(tokenizer, tmp_path):
 
     policy.sample = listening  # type: ignore[method-assign]
     result = judgement_accuracy(policy, prompter, PAIRS[:2], config, seed=0)
-    assert result["accuracy"]["n"] == result["followed"]["n"] == 4
+    assert result["accuracy"]["n"] == result["followed"]["n"] == 2
     shown = PAIRS[0].present(0).actions
     free = prompter.critic(STATE, shown, thinking=True).tokens
     assert asked[0][: len(free)] == free

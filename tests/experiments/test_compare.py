@@ -141,7 +141,7 @@ def test_common_prefixes_are_trained_once(finished):
     assert trained == {"1-il": 4, "2-act": 2, "1-act": 2, "3-rl": 2, "2-rl": 2}
     assert len(re.findall("^collect:", printed, re.M)) == 2
     assert len(re.findall(r"^pairs \(train\)", printed, re.M)) == 2
-    assert len(re.findall("^eval base: .*minute", printed, re.M)) == 2
+    assert len(re.findall("^eval base: ", printed, re.M)) == 2
     assert "begins with base → il → act of il-act" in printed
     shared = json.loads((runs / "il-act-rl" / "seed0" / "shared.json").read_text())
     assert shared["run"] == "il-act" and shared["stages"] == ["1-il", "2-act"]
@@ -168,7 +168,7 @@ def test_what_counts_as_common():
 def test_rows_that_are_measured_otherwise_share_data_only(tmp_path):
     printed = run(plan(tmp_path, "base; hot: base eval.temperature=0.7; il"))
     assert "hot, seed 0; begins with data of base" in printed
-    assert len(re.findall(r"^eval base: .*minute", printed, re.M)) == 2
+    assert len(re.findall(r"^eval base: ", printed, re.M)) == 2
     first, second = (tmp_path / "runs" / name / "seed0" / "pairs.jsonl" for name in ("base", "hot"))
     assert first.stat().st_ino == second.stat().st_ino
 

@@ -185,7 +185,7 @@ def test_judging_puts_the_expert_in_every_place(tokenizer):
     prompter = Prompter(tokenizer, PromptConfig(max_tokens=4000))
     asked = questions(PAIRS, 4)
     result = judgement_accuracy(policy, prompter, asked, EvalConfig(), seed=0)
-    assert result["accuracy"]["value"] == 0.25 and result["accuracy"]["n"] == 24
+    assert result["accuracy"]["value"] == 0.25 and result["accuracy"]["n"] == 6
     by_place = [result[f"expert_{n}"]["value"] for n in ("first", "second", "third", "fourth")]
     assert by_place == [0, 1, 0, 0] and "expert_fifth" not in result
     assert result["consistent"]["value"] == 0 and result["implicit"]["n"] == 6

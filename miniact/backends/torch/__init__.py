@@ -6,6 +6,7 @@ sample.py      one prefill per prompt, then all answers a token at a time
 attention.py   tokens that share a prompt, without a mask over everything
 head.py        from hidden states to log-probabilities, in pieces
 fast.py        LoRA and the gated MLP in fewer passes over memory
+device.py      which device, and in which precision
 memory.py      the memory of the device
 probe.py       how fast this machine is, and how much memory is free
 """

@@ -15,35 +15,12 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
 
 from miniact import UserError
 from miniact.backends.models import ModelSource, rope_at_top
 from miniact.config.sections import ModelConfig
 
 transformers.utils.logging.disable_progress_bar()
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device("cuda" if torch.cuda.is_available() else name)
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"model.device: {name!r} is not usable here: {error!s:.80}") from None
-    return device
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return getattr(torch, name)
-    if device.type == "cuda":
-        with torch.cuda.device(device):  # it asks the current one
-            if torch.cuda.is_bf16_supported(including_emulation=False):
-                return torch.bfloat16
-    return torch.float32
 
 
 def _from_pretrained(source: ModelSource, where: str, **options: Any) -> Any:
@@ -102,6 +79,8 @@ def attach(model: Any, config: ModelConfig, seed: int) -> Any:
     """Add the trainable part. The seed fixes LoRA's A; B is zero."""
     if config.adapter == "full":
         return model.requires_grad_(True)
+    from peft import LoraConfig, get_peft_model  # seconds, and only for those who need it
+
     torch.manual_seed(seed)
     lora = LoraConfig(
         r=config.rank,

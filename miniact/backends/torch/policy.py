@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -39,9 +37,10 @@ from miniact.backends.memory import Budgets, until_it_fits
 from miniact.backends.models import ModelSource, end_tokens, load_tokenizer
 from miniact.backends.sampling import Drawn, Request, Room, cache_bytes, decode, sample
 from miniact.backends.torch.attention import PackedRow, no_mask, use_shared_attention
-from miniact.backends.torch.fast import speed_up
+from miniact.backends.torch.device import pick_device, pick_dtype
+from miniact.backends.torch.fast import is_lora, speed_up
 from miniact.backends.torch.head import Head
-from miniact.backends.torch.load import attach, load_base, pick_device, pick_dtype
+from miniact.backends.torch.load import attach, load_base
 from miniact.backends.torch.memory import release, usable
 from miniact.backends.torch.sample import Rows, SharedKeys, WidenedKeys
 from miniact.config.sections import ModelConfig
@@ -139,7 +138,7 @@ class TorchPolicy:
         if self.config.adapter != "lora" or self.dtype != torch.float32:
             yield
             return
-        layers: list[Any] = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        layers: list[Any] = [m for m in self.model.modules() if is_lora(m)]
         kept = [layer.base_layer.weight.data for layer in layers]
         for layer, weight in zip(layers, kept):
             layer.base_layer.weight.data = weight + layer.get_delta_weight("default")
@@ -297,13 +296,15 @@ class TorchPolicy:
             weights = load_file(file, device=str(self.device))
         except SafetensorError as error:
             raise UserError(f"{file}: no safetensors file: {error!s:.100}") from None
-        mine = self.model.state_dict() if full else get_peft_model_state_dict(self.model)
-        check_same_shape(folder, weights, mine)
         if full:
+            check_same_shape(folder, weights, self.model.state_dict())
             self.model.load_state_dict(weights, strict=False)  # tied weights are stored once
-        else:
-            check_scale(folder, self.config)
-            set_peft_model_state_dict(self.model, weights)
+            return
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        check_same_shape(folder, weights, get_peft_model_state_dict(self.model))
+        check_scale(folder, self.config)
+        set_peft_model_state_dict(self.model, weights)
 
     def save_optimizer(self, file: Path) -> None:
         flat = {}

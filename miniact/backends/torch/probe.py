@@ -7,7 +7,7 @@ import time
 import torch
 
 from miniact.backends.memory import ProcessMemory
-from miniact.backends.torch.load import pick_device, pick_dtype
+from miniact.backends.torch.device import pick_device, pick_dtype
 from miniact.backends.torch.memory import free
 
 

@@ -1,0 +1,71 @@
+"""What a run's results say, in three sentences: what rose, what fell, what one seed cannot say.
+
+A rate is said to have changed where the 95 % intervals of its two values do not overlap: less than
+a test would find, and nothing that chance explains easily.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any
+
+from miniact.evaluation.evaluate import percent
+from miniact.experiments.metrics import labelled, rates
+
+MORE = ("  right, given valid", "  stuck")  # rows inside another that a table cannot do without
+ONE_SEED = (
+    "What one seed cannot say: the intervals are over the tasks and questions asked, so another "
+    "seed may differ by more, what is not named may have changed too, and whether a stage was "
+    "worth its cost only a comparison shows."
+)
+
+
+def main_rows(labels: Iterable[str]) -> list[str]:
+    """The rows of a table of results that a first reader needs."""
+    return [x for x in labels if not x.startswith("  ") or x.startswith(MORE)]
+
+
+def changes(results: dict[str, Any]) -> Iterator[tuple[str, str, float, float]]:
+    """(row, where, before, after) of every change; where: "in 1-il", or over the whole run.
+
+    results: stage → its evaluation, in order.
+    """
+    measured = {stage: rates(evaluation) for stage, evaluation in results.items()}
+    for label in main_rows(next(iter(measured.values()))):
+        known = [(stage, rows[label]) for stage, rows in measured.items() if label in rows]
+        known = [(stage, rate) for stage, rate in known if rate["value"] is not None]
+        steps = [(f"in {b}", x, y) for (_, x), (b, y) in pairwise(known) if _apart(x, y)]
+        if not steps and len(known) > 2 and _apart(known[0][1], known[-1][1]):
+            steps = [("over the whole run", known[0][1], known[-1][1])]
+        for where, before, after in steps:
+            yield label.strip(), where, before["value"], after["value"]
+
+
+def _apart(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return bool(a["high"] < b["low"] or b["high"] < a["low"])
+
+
+def sentences(results: dict[str, Any]) -> list[str]:
+    """The three, about a run's results by stage; only the last where nothing was trained."""
+    if len(results) < 2:
+        return [ONE_SEED]
+    said: dict[bool, list[str]] = {True: [], False: []}
+    for label, where, before, after in changes(results):
+        text = f"{label} {percent(before)} → {percent(after)} % {where}"
+        said[after > before].append(text)
+    rose, fell = ("; ".join(said[way]) for way in (True, False))
+    return [
+        f"What rose: {rose}." if rose else "Nothing rose by more than its 95 % intervals.",
+        f"What fell: {fell}." if fell else "Nothing fell by more than its 95 % intervals.",
+        ONE_SEED,
+    ]
+
+
+def meanings(results: dict[str, Any]) -> dict[str, str]:
+    """Word → what it means, for every row of the table of results."""
+    metrics = [metric for ev in results.values() for metric, _ in labelled(ev).values()]
+    return {
+        metric.label.replace("POSITION", "first, second, …"): metric.meaning
+        for metric in dict.fromkeys(metrics)
+    }

@@ -1,0 +1,79 @@
+"""The end of a run: a table that fits, and three sentences that the intervals carry."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from miniact.cli.main import main
+from miniact.evaluation.evaluate import rate
+from miniact.experiments.results import next_commands, print_report, print_results
+from miniact.experiments.words import meanings, sentences
+
+
+def evaluation(solved: int, right: int) -> dict:
+    """Of 100 episodes and 100 questions."""
+    success, judged = ([i < n for i in range(100)] for n in (solved, right))
+    split = {"success": rate(success), "score": solved / 100, "repeats_failure": rate(judged)}
+    return {"splits": {"id": split}, "judgement": {"accuracy": rate(judged)}}
+
+
+RESULTS = {"base": evaluation(2, 60), "1-il": evaluation(30, 30), "2-act": evaluation(36, 80)}
+
+
+def printed(width: int, results: dict) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    print_results(results, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_what_rose_and_what_fell_is_what_the_intervals_tell_apart():
+    rose, fell, one_seed = sentences(RESULTS)
+    assert rose == (
+        "What rose: success, id 2.0 → 30.0 % in 1-il; stuck, id 30.0 → 80.0 % in 2-act; "
+        "judgement 30.0 → 80.0 % in 2-act."
+    )
+    assert fell.startswith("What fell: stuck, id 60.0 → 30.0 % in 1-il; judgement")
+    assert one_seed.startswith("What one seed cannot say")
+
+
+def test_a_slow_rise_is_one_of_the_whole_run():
+    slow = {str(n): evaluation(n, 50) for n in (30, 38, 46, 54)}
+    assert sentences(slow)[0] == "What rose: success, id 30.0 → 54.0 % over the whole run."
+    assert sentences(slow)[1].startswith("Nothing fell")
+    assert len(sentences({"base": RESULTS["base"]})) == 1
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_long_table_comes_in_parts_and_whole(width):
+    stages = {f"{n}-{'reinforced' if n == 5 else 'il'}": evaluation(n, 7 * n) for n in range(12)}
+    lines = printed(width, stages).splitlines()
+    assert max(map(len, lines)) <= width
+    heads = [word for line in lines if line.startswith("%, held out") for word in line.split()[3:]]
+    assert heads == list(stages)
+    parts = sum(line.startswith("%, held out") for line in lines)
+    assert sum(line.startswith("judgement") for line in lines) == parts
+    assert "".join(lines).count("[") == 3 * len(stages)
+    assert "mean score" not in "".join(lines)  # it says no more
+
+
+def test_the_end_explains_its_words_and_names_commands_that_exist(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("model: {start: runs/x/stages/7-rl/adapter}")
+    outcome = {"results": RESULTS, "seconds": {"1-il": 4.0}}
+    (folder / "results.json").write_text(json.dumps(outcome))
+    console = Console(file=io.StringIO(), width=80)
+    print_report(folder, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for word in ("success: ", "stuck: ", "judgement: ", "What rose", "What fell", "7-rl"):
+        assert word in text
+    assert "time:" not in text and set(meanings(RESULTS)) == {"success", "stuck", "judgement"}
+    for command, _ in next_commands(Path("runs/x"), RESULTS):
+        assert command.split()[1] in main.commands
+    print_report(folder, console, verbose=True)
+    assert "time: 1-il 4 s" in console.file.getvalue()  # type: ignore[attr-defined]
