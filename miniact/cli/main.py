@@ -138,7 +138,9 @@ def evaluate(  # noqa: PLR0913
     """Measure a model or an adapter on held-out tasks, states and pairs."""
     from miniact.config.load import with_overrides
 
-    more = ["recipe=[]", *([f"eval.intervene={intervene}"] if intervene else [])]
+    thinks = bool(config.recipe) and config.thinks(config.recipe[-1])  # as its last stage left it
+    more = [f"eval.thinking={config.measuring(thinks).thinking}", "recipe=[]"]
+    more += [f"eval.intervene={intervene}"] if intervene else []
     more += ["eval.judge_thinking=true"] if intervene in ("remove", "wrong") else []
     config = with_overrides(config, more)
     if policy == "expert":

@@ -8,10 +8,10 @@ give them (see the README).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from miniact import UserError
-from miniact.config.plugins import check_form, is_plugin
+from miniact.config.plugins import check_form, is_plugin, section_of
 from miniact.config.strict import key
 
 
@@ -151,7 +151,13 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class ILConfig(StageConfig):
-    """Imitation learning: cross-entropy on the expert's actions."""
+    """Imitation learning: cross-entropy on the expert's actions.
+
+    With `thinking` the reply to imitate is what the policy itself thought in that state when the
+    stage began, and then the expert's action.
+    """
+
+    max_tokens: int = key(256, "longest thought, in tokens; one that is longer is left out", low=1)
 
 
 @dataclass(frozen=True)
@@ -253,8 +259,14 @@ class EvalConfig:
     temperature: float = key(0.0, "sampling temperature; 0: greedy", low=0)
     max_tokens: int = key(24, "longest action reply, in tokens", low=1)
     judge_max_tokens: int = key(24, "longest judgement reply, in tokens", low=1)
-    thinking: bool = key(False, "let the model think before it acts")
-    judge_thinking: bool = key(False, "let the model think before it judges")
+    thinking: bool | None = key(
+        None,
+        "let the model think before it acts; auto: as the stage just trained let it, and the base "
+        "both with and without, where any stage thinks",
+    )
+    judge_thinking: bool | None = key(
+        None, "let the model think before it judges; auto: as stage.act lets it"
+    )
     intervene: str = key(
         "none",
         "what is done to the critic's reasoning; remove: it must choose at once; wrong: it chooses "
@@ -263,7 +275,7 @@ class EvalConfig:
     )
 
     def check(self, where: str) -> None:
-        if self.intervene != "none" and not self.judge_thinking:
+        if self.intervene != "none" and self.judge_thinking is False:
             raise UserError(
                 f"{where}.intervene: {self.intervene} changes the critic's reasoning, and there is "
                 f"none; set {where}.judge_thinking: true"
@@ -302,6 +314,18 @@ class Config:
     stage: StagesConfig = field(default_factory=StagesConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    def thinks(self, stage: str = "") -> bool:
+        """Whether a stage lets the model think; without a name, whether any of the recipe does."""
+        names = [stage] if stage else self.recipe
+        return any(getattr(self.stage, section_of(name)).thinking for name in names)
+
+    def measuring(self, thinking: bool) -> EvalConfig:
+        """`eval` for a policy that acts with or without thoughts: nothing is left to auto."""
+        chosen = self.eval.thinking if self.eval.thinking is not None else thinking
+        judges = self.eval.judge_thinking
+        judges = self.stage.act.thinking if judges is None else judges
+        return replace(self.eval, thinking=chosen, judge_thinking=judges)
 
     def seed_for(self, *purpose: int | str) -> int:
         """An independent seed for one purpose, ("stage", 2, "act"): the same on every machine."""

@@ -38,6 +38,10 @@ def suggestion(name: Any, known: Iterable[str]) -> str:
 
 def _coerce(value: Any, declared: Any, where: str) -> Any:
     """Bring a YAML or command-line value to its declared type, or say what was expected."""
+    if declared == bool | None:  # a switch that may be left to the program
+        if value is None or str(value).lower() == "auto":
+            return None
+        declared = bool
     try:
         if declared is bool:
             if isinstance(value, bool):

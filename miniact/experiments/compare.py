@@ -27,7 +27,7 @@ from miniact import UserError
 from miniact.config import Config, load_config
 from miniact.config.load import changed_keys, to_dict, with_overrides
 from miniact.config.plugins import section_of, short
-from miniact.experiments.pipeline import environment, run_recipe, write_config
+from miniact.experiments.pipeline import environment, run_recipe, steps, write_config
 from miniact.experiments.recipes import Recipe, parse_recipes, parse_seeds
 from miniact.experiments.start import check_code, first_number
 from miniact.experiments.table import build, print_comparison, write_comparison
@@ -63,19 +63,18 @@ def common_stages(a: Config, b: Config) -> int:
 
 def stage_keys(run: Path, config: Config) -> list[str]:
     """What the folders of the base model and of every stage of a run are called, in order."""
-    stages = enumerate(config.recipe, start=first_number(config, run))
-    return ["0-base", *(f"{k}-{short(name)}" for k, name in stages)]
+    return [f"{k}-{short(name)}" for k, name, _ in steps(config, first_number(config, run))]
 
 
 def done_stages(run: Path, config: Config) -> int:
     """How many stages of a run are trained and evaluated; −1: the base model is not either."""
-    keys = stage_keys(run, config)
-    for k, key in enumerate(keys):
-        folder = run / "stages" / key
-        trained = k == 0 or (folder / "adapter").is_dir()
-        if not (trained and (folder / "eval.json").is_file()):
-            return k - 1
-    return len(keys) - 1
+    stages = -1
+    for key in stage_keys(run, config):
+        folder, base = run / "stages" / key, key.startswith("0-")
+        if not (folder / "eval.json").is_file() or not (base or (folder / "adapter").is_dir()):
+            return stages
+        stages += not base or stages < 0
+    return stages
 
 
 def _link(source: str | Path, target: str | Path) -> None:
@@ -115,7 +114,8 @@ def begin(config: Config, out: Path, comparison: Path) -> str:
         for name, sibling in sharing.items():
             _take(name, sibling, part)
         if source:
-            _share_stages(stage_keys(source, config)[: best + 1], source, part)
+            keys = stage_keys(source, config)
+            _share_stages(keys[: len(keys) - len(config.recipe) + best], source, part)
         write_config(config, part)
     done = " → ".join(["base", *map(short, config.recipe[:best])]) if source else "data"
     return f"{done} of {(source or next(iter(sharing.values()))).parent.name}"
@@ -133,7 +133,8 @@ def _share_stages(keys: list[str], source: Path, target: Path) -> None:
         if file.is_file():
             seconds |= read_json(file).get("seconds", {})
     seconds = {part: s for part, s in seconds.items() if part in ("collect", "pairs", *keys)}
-    shared = {"run": source.parent.name, "stages": keys[1:], "seconds": seconds}
+    trained = [key for key in keys if not key.startswith("0-")]
+    shared = {"run": source.parent.name, "stages": trained, "seconds": seconds}
     write_json(target / "shared.json", shared)
 
 

@@ -51,12 +51,14 @@ from miniact.runs.progress import Bar
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "mlx", "mlx-lm", "numpy", "miniact")
 
 
-def measure(work: Workshop, name: str, folder: Path, data: Data) -> dict[str, Any]:
+def measure(
+    work: Workshop, name: str, folder: Path, data: Data, thinking: bool = False
+) -> dict[str, Any]:
     """Evaluate the policy as it is now, or read back the evaluation that is already there."""
     path = folder / "eval.json"
     if path.is_file():
         return read_json(path)
-    config, seed = work.config.eval, work.config.seed_for("eval")
+    config, seed = work.config.measuring(thinking), work.config.seed_for("eval")
     states = data.file.states(*heldout_splits(data.file))
     asked = data.questions(work.config.pairs.choices)
     at_once = work.config.env.workers or work.config.env.parallel
@@ -89,11 +91,23 @@ def measure(work: Workshop, name: str, folder: Path, data: Data) -> dict[str, An
     return results
 
 
+def steps(config: Config, first: int = 1) -> Iterator[tuple[int, str, bool]]:
+    """What is measured, in order: number, name, and whether the model thinks before it acts.
+
+    First the base model, twice where some stage lets it think: without thoughts and with them.
+    """
+    yield 0, "base", False
+    if config.thinks() and config.eval.thinking is None:
+        yield 0, "base-thinking", True
+    for number, name in enumerate(config.recipe, start=first):
+        yield number, name, config.thinks(name)
+
+
 def run_stages(work: Workshop) -> dict[str, Any]:
     """Run everything that is not done yet. Returns what results.json holds."""
     data, results = make_data(work), {}
     first = first_number(work.config, work.run.path)
-    for number, name in [(0, "base"), *enumerate(work.config.recipe, start=first)]:
+    for number, name, thinking in steps(work.config, first):
         folder = work.run.stage(number, short(name))
         key = folder.name if number else name
         if (folder / "adapter").is_dir():
@@ -101,7 +115,7 @@ def run_stages(work: Workshop) -> dict[str, Any]:
         elif number:
             with work.timed(key), Bar(work.console, key) as bar:
                 train(work, number, name, data, bar)
-        results[key] = measure(work, key, folder, data)
+        results[key] = measure(work, key, folder, data, thinking)
         # Logged also if it was read back: then another run of a comparison may have made it.
         with logging(work.run.log_to, work.run.path, "evaluations", number) as log:
             log(numbers(results[key]), number)

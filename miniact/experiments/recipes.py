@@ -97,12 +97,11 @@ def default_recipes(config: Config) -> list[Recipe]:
     rows = ["base", "il", "il,rl", "il,act,rl", "act,il,rl", "il,il", "il,rl,rl"]
     rows += ["act", "act,il", "rl", "act,rl", "choice_sft,il,rl", "dpo,il,rl"]
     if config.prompt.form == "tags":
-        flipped = not config.eval.thinking
         longest = max(config.eval.max_tokens, config.stage.act.max_tokens)
-        rows.append(
-            f"base-{'thinking' if flipped else 'no-thinking'}: base "
-            f"eval.thinking={str(flipped).lower()} eval.max_tokens={longest}",
-        )
+        if config.eval.thinking:
+            rows.append(f"base-no-thinking: base eval.thinking=false eval.max_tokens={longest}")
+        else:
+            rows.append(f"base-thinking: base eval.thinking=true eval.max_tokens={longest}")
         if config.env.name != "none":
             rows.append("reflect")
         if config.stage.act.thinking:

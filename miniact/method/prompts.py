@@ -122,7 +122,7 @@ class Prompter:
         Where the chat template knows thoughts: <think>…</think>; else the text itself. The empty
         thought is the one with which such templates switch thinking off.
         """
-        thought = self.quote(thought.strip())
+        thought = self._harmless(thought.strip())
         if self.template.tags_thought:
             opening = "" if self.template.opens_thought else "<think>\n"
             return f"{opening}{thought}\n</think>\n\n"
@@ -158,6 +158,13 @@ class Prompter:
         same = [i for i, action in enumerate(actions) if same_action(action, answer, rule)]
         return same[0] if len(same) == 1 else None
 
+    def parse_thought(self, reply: str) -> str | None:
+        """The reasoning before the answer; None if it never came to an end."""
+        thought, end, _ = reply.rpartition("</think>")
+        if not end and not self.template.tags_thought:
+            thought, end, _ = re.split("(<action>|<choice>|$)", reply, maxsplit=1)
+        return thought.replace("<think>", "", 1).strip() if end else None
+
     def parse_reflection(self, reply: str) -> tuple[str, str] | None:
         """(the reasoning, the action that it ends in); None if the reply holds no single action."""
         action = _inside("action", reply)
@@ -170,7 +177,10 @@ class Prompter:
     def quote(self, text: str) -> str:
         """Foreign text made harmless: it holds no tag of ours, no control token, and none of its
         lines begins like one of the prompt's: it can forge no turn."""
-        text = self._line.sub(r"\\", escape(text))
+        return self._harmless(self._line.sub(r"\\", text))
+
+    def _harmless(self, text: str) -> str:
+        text = escape(text)
         if self._control:
             text = self._control.sub(lambda m: m[0] + "\\", text)
         if self._open_end and self._open_end.search(text):

@@ -36,8 +36,9 @@ class Wording:
     """Sections of text with fields to fill in. Raises UserError for a file that cannot be used."""
 
     def __init__(self, config: PromptConfig) -> None:
-        shipped = Path(__file__).with_name(f"wording.{config.form}.txt")
-        self.file = Path(config.wording) if config.wording else shipped
+        builtin = re.fullmatch(r"builtin:(tags|plain)", config.wording)
+        shipped = Path(__file__).with_name(f"wording.{builtin[1] if builtin else config.form}.txt")
+        self.file = Path(config.wording) if config.wording and not builtin else shipped
         try:
             self.text = self.file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:

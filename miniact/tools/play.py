@@ -127,7 +127,7 @@ def _play_by_hand(env: Env, task_id: str, console: Console) -> None:
 
 
 def _watch(config: Config, env: Env, task_id: str, console: Console) -> None:
-    how = config.eval
+    how = config.measuring(config.thinks())
     policy = load_policy(config.model, config.seed)
     options = PlayOptions(how.temperature, how.max_tokens, how.thinking, config.seed)
     prompter = Prompter(policy.tokenizer, config.prompt)

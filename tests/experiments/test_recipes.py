@@ -76,7 +76,9 @@ def test_every_row_of_the_paper_is_a_recipe(scripted_policy, tmp_path, row):
     config = config_of(*TAGS, *ROWS[row])
     keys = [f"{n}-{name}" for n, name in enumerate(config.recipe, start=1)]
     outcome = run(tmp_path, *TAGS, *ROWS[row])
-    assert list(outcome["results"]) == ["base", *keys]
+    thinks = "stage.act.thinking=true" in ROWS[row]  # then the base is measured in both ways
+    base = ["base", "base-thinking"] if thinks else ["base"]
+    assert list(outcome["results"]) == [*base, *keys]
     assert [r["stage"] for r in rows_of(tmp_path)] == [key for key in keys for _ in range(3)]
     for key in keys:
         assert (tmp_path / "stages" / key / "adapter").is_dir()
@@ -89,7 +91,7 @@ def test_every_row_of_the_paper_is_a_recipe(scripted_policy, tmp_path, row):
     assert weights == sorted(weights)
     asked = scripted_policy[0].prompts
     acting = [p for p in asked if "What is the best next action?" in p]
-    thinks = "eval.thinking=true" in ROWS[row]
+    thinks |= "eval.thinking=true" in ROWS[row]
     assert any("Think first" in p for p in acting) == thinks
 
 
@@ -239,3 +241,30 @@ def test_pairs_of_admissible_actions_hold_only_those(tmp_path, scripted_policy):
     assert all(p.alternative in p.state.admissible for p in pairs)
     assert all(p.provenance["source"] == "admissible" for p in pairs)
     assert set(Counter(p.state.id for p in pairs).values()) == {3}
+
+
+def test_each_stage_is_measured_as_it_acts_and_the_base_in_both_ways():
+    from miniact.experiments.pipeline import steps
+
+    def measured(*settings: str) -> list[tuple[int, str, bool]]:
+        shared = ("prompt.form=tags", "recipe=il,act,rl", "stage.act.thinking=true")
+        config = load_config(None, [*shared, *settings])
+        return [(n, name, config.measuring(on).thinking) for n, name, on in steps(config)]
+
+    assert measured() == [
+        *((0, "base", False), (0, "base-thinking", True)),
+        *((1, "il", False), (2, "act", True), (3, "rl", False)),
+    ]
+    plain = [(0, "base"), (1, "il"), (2, "act"), (3, "rl")]
+    assert measured("stage.act.thinking=false") == [(n, name, False) for n, name in plain]
+    assert measured("eval.thinking=true") == [(n, name, True) for n, name in plain]
+    assert measured("recipe=il", "stage.il.thinking=true")[-1] == (1, "il", True)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("auto", None), ("true", True), ("false", False)])
+def test_a_switch_may_be_left_to_the_program(value, expected):
+    config = load_config(None, [f"eval.thinking={value}", "stage.act.thinking=true"])
+    assert config.eval.thinking is expected
+    assert config.measuring(False).judge_thinking is True
+    with pytest.raises(UserError, match=r"^eval\.thinking: expected bool, got 'often'"):
+        load_config(None, ["eval.thinking=often"])
