@@ -51,12 +51,13 @@ def keys_of(where: str, cls: type) -> list[Key]:
         default = field.default
         if callable(field.default_factory):
             default = field.default_factory()
+        switch = types[field.name] == bool | None
         bounds = [f"{BOUNDS[name]} {meta[name]:g}" for name in BOUNDS if name in meta]
         found.append(
             Key(
                 f"{where}.{field.name}" if where else field.name,
-                types[field.name].__name__,
-                json.dumps(default, ensure_ascii=False),
+                "bool" if switch else types[field.name].__name__,
+                "auto" if switch else json.dumps(default, ensure_ascii=False),
                 ", ".join(map(str, meta["choices"])) or ", ".join(bounds),
                 meta["doc"],
                 next(c for c in cls.__mro__ if field.name in inspect.get_annotations(c)),

@@ -101,7 +101,7 @@ def next_action_accuracy(
     seed: int,
 ) -> dict[str, Any]:
     """How often the policy's action in a held-out expert state is the expert's."""
-    prompts = [prompter.action(state, config.thinking) for state, _ in states]
+    prompts = [prompter.action(state, bool(config.thinking)) for state, _ in states]
     replies = ask(policy, [p.tokens for p in prompts], config.max_tokens, config.temperature, seed)
     actions = [prompter.parse_action(reply) for reply in replies]
     hits = [
@@ -163,7 +163,8 @@ def ask_critic(
     policy: Policy, prompter: Prompter, shown: Sequence[Shown], config: EvalConfig, seed: int
 ) -> tuple[list[int | None], int]:
     """The critic's choices (None: unparseable), and how many turns of history were left out."""
-    prompts = [prompter.critic(s.state, s.actions, config.judge_thinking) for s in shown]
+    thinks = bool(config.judge_thinking)
+    prompts = [prompter.critic(s.state, s.actions, thinks) for s in shown]
     begun = [forced_prefix(prompter, config.intervene, s.actions, s.right) for s in shown]
     asked = [p.tokens + prompter.begin_tokens(text) for p, text in zip(prompts, begun)]
     replies = ask(policy, asked, config.judge_max_tokens, config.temperature, seed)
@@ -224,7 +225,8 @@ def evaluate(
     """Everything that can be measured with what is given. Returns (results, episodes)."""
     results: dict[str, Any] = {}
     played: list[Episode] = []
-    options = PlayOptions(config.temperature, config.max_tokens, config.thinking, seed)
+    thinks = bool(config.thinking)  # None, where nobody said what auto means, is no
+    options = PlayOptions(config.temperature, config.max_tokens, thinks, seed)
     if held_out.envs and config.episodes:
         results["splits"] = {}
         for split in config.splits:

@@ -129,7 +129,7 @@ def _play_by_hand(env: Env, task_id: str, console: Console) -> None:
 def _watch(config: Config, env: Env, task_id: str, console: Console) -> None:
     how = config.measuring(config.thinks())
     policy = load_policy(config.model, config.seed)
-    options = PlayOptions(how.temperature, how.max_tokens, how.thinking, config.seed)
+    options = PlayOptions(how.temperature, how.max_tokens, bool(how.thinking), config.seed)
     prompter = Prompter(policy.tokenizer, config.prompt)
     (episode,) = play_episodes(policy, prompter, [env], [task_id], options)
     _show_episode(config.model.start or config.model.path, asdict(episode), console)
