@@ -450,7 +450,7 @@ assert narrow < normal < wide
 # %%
 print("""\
 pip install -e ".[mlx]"
-miniact run --backend mlx        # on Apple silicon the default, auto, means MLX too
+miniact run household --backend mlx   # on Apple silicon the default, auto, means MLX too
 miniact run qwen3-0.6b --backend mlx model.adapter=qlora --out runs/mac
 miniact export runs/mac/stages/3-rl/adapter --to mlx --out for-mlx-lm
 miniact export runs/mac/stages/3-rl/adapter --to merged --out merged

@@ -165,10 +165,12 @@ def evaluate(  # noqa: PLR0913
 @click.argument("folder", type=PATH)
 @click.argument("what", type=click.Choice(["pair", "group", "episode", "results"]))
 @click.option("--stage", help="Which stage, for example 2-act (default: the last one).")
-@click.option("--number", "-n", default=0, show_default=True, help="Which one, counted from 0.")
+@click.option(
+    "--number", "-n", type=int, help="Which one, from 0 (default: the first that tells something)."
+)
 @friendly
-def show(folder: Path, what: str, stage: str | None, number: int) -> None:
-    """Print a pair, a rollout group, an episode or the results of run FOLDER."""
+def show(folder: Path, what: str, stage: str | None, number: int | None) -> None:
+    """Print a pair, a rollout group, an episode or the results of FOLDER, a run or comparison."""
     from miniact.tools.play import show_item
 
     show_item(folder, what, stage, number, terminal())
@@ -196,8 +198,9 @@ def export_adapter(adapter: Path, to: str, model: str, out: Path) -> None:
     """Write an adapter in mlx-lm's format, or merged into a model of its own."""
     from miniact.tools.export import export
 
-    export(adapter, to, out, model)
-    click.echo(f"{to}: {out}")
+    base = export(adapter, to, out, model)
+    use = f'mlx_lm.load("{base}", adapter_path="{out}")' if to == "mlx" else ""
+    click.echo(f"{to}: {out}\n{use}".rstrip())
 
 
 @main.command("config")

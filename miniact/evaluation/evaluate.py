@@ -62,7 +62,7 @@ def rate_per_question(hit_QP: np.ndarray, counted_QP: np.ndarray) -> dict[str, A
 
 
 def percent(share: float, sign: bool = False, digits: int = 1) -> str:
-    """A share in percent, or a difference of two in points.
+    """A share in percent, or a difference of two in points: one digit, an interval's ends none.
 
     >>> percent(0.8125), percent(-0.05, sign=True)
     ('81.3', '−5.0')

@@ -155,8 +155,8 @@ def _load_model(model: ModelConfig, options: ReasoningOptions) -> Any:
     )
     if options.max_tokens >= lm.max_length:
         raise UserError(
-            f"--max-tokens {options.max_tokens}: {model.path} holds {lm.max_length} tokens, "
-            "question and answer together; use fewer"
+            f"--suite: answers may take {options.max_tokens} tokens, and {model.path} holds "
+            f"{lm.max_length}, question and answer together; expected a model of longer context"
         )
     return lm
 

@@ -106,7 +106,9 @@ def measure(whole: Comparison, console: Console) -> Speed:
             run_recipe(config, out, console)
         return out, read_json(out / "results.json")["seconds"]
 
+    console.rule("how fast is it here? data and base of the first seed, which the comparison keeps")
     _, base = timed("base", "recipe=[]")
+    console.rule(f"trial of {PROBE_STEPS} steps a stage, to time them: no part of the comparison")
     short = [f"stage.{section_of(name)}.steps={PROBE_STEPS}" for name in whole.stages]
     unmeasured = ["eval.episodes=0", "eval.states=0", "eval.pairs=0"]
     out, probe = timed("steps", f"recipe={','.join(whole.stages) or '[]'}", *short, *unmeasured)
@@ -115,6 +117,7 @@ def measure(whole: Comparison, console: Console) -> Speed:
         times = [row["time"] for row in rows]
         step[key.partition("-")[2]] = statistics.median(b - a for a, b in pairwise(times))
     data = sum(base.get(part, 0) for part in ("collect", "pairs")) + probe.get("reflections", 0)
+    console.rule("end of the trial")
     return Speed(data, base.get("evaluate", 0.0), step)
 
 

@@ -119,7 +119,7 @@ def columns(comparison: dict[str, Any]) -> list[str]:
 def _interval(spread: dict[str, Any], sign: bool = False) -> str:
     if spread["low"] is None:
         return ""
-    low, high = (percent(spread[end], sign) for end in ("low", "high"))
+    low, high = (percent(spread[end], sign, digits=0) for end in ("low", "high"))
     return f"[{low}, {high}]"
 
 

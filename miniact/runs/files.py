@@ -42,8 +42,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
+        readable = part.stat().st_mode & 0o666  # as umask lets it; safetensors writes 0600
         for file in part.rglob("*"):
             if file.is_file():
+                file.chmod(readable)
                 with file.open("r+b") as handle:  # Windows syncs only what may be written
                     os.fsync(handle.fileno())
         shutil.rmtree(path, ignore_errors=True)

@@ -26,11 +26,14 @@ from miniact.backends.models import rope_at_top
 from miniact.runs.files import whole_folder, write_json
 
 ALONGSIDE = ("*.json", "*.jinja", "*.txt", "tokenizer.model")  # what a model folder holds besides
+MLX_LLAMA = {"rope_theta": 10000.0}  # what mlx-lm's Llama takes where config.json says nothing
 LORA = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 
 
-def export(adapter: Path, to: str, out: Path, model: str = "") -> None:
-    """Write `adapter` to the new folder `out`. model: its base, if not the one that it names.
+def export(adapter: Path, to: str, out: Path, model: str = "") -> Path:
+    """Write `adapter` to the new folder `out`; returns the folder of its base model.
+
+    model: the base, if not the one that the adapter names
 
     mlx:    for mlx_lm.load(model, adapter_path=out)
     merged: a Hugging Face model that transformers and mlx-lm load
@@ -50,6 +53,7 @@ def export(adapter: Path, to: str, out: Path, model: str = "") -> None:
     pairs = _lora_pairs(file)
     with whole_folder(out) as part:
         writers[to](part, pairs, config, base)
+    return base
 
 
 def _lora_pairs(file: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -87,7 +91,7 @@ def _write_mlx(out: Path, pairs: dict, config: dict[str, Any], base: Path) -> No
         },
     }
     write_json(out / "adapter_config.json", settings)
-    if rope_at_top(model):
+    if rope_at_top(model) not in ({}, MLX_LLAMA if model.get("model_type") == "llama" else {}):
         print(
             f"note: mlx-lm needs rope_theta at the top of {base / 'config.json'}; add it there, or "
             "export --to merged, which does",

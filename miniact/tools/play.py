@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,20 @@ from miniact.backends.protocol import load_policy
 from miniact.config import Config
 from miniact.envs import Env, make_env
 from miniact.evaluation.episodes import PlayOptions, play_episodes
+from miniact.experiments.table import print_comparison
 from miniact.method.pairs import read_pairs
 from miniact.method.prompts import Prompter
-from miniact.runs.files import read_jsonl
+from miniact.runs.files import read_json, read_jsonl
 from miniact.types import Question
 
 
 def _entry(
-    stages: dict[str, Path], folder: Path, what: str, stage: str | None, number: int
+    stages: dict[str, Path], folder: Path, what: str, stage: str | None, number: int | None
 ) -> tuple[str, dict[str, Any]]:
-    """A stage and line `number` of its file; of the last stage that has one, if none is named."""
+    """A stage and line `number` of its file; of the last stage that has one, if none is named.
+
+    Without a number it is the first that shows something: see `_tells`.
+    """
     in_order = sorted(stages, key=lambda name: int(name.partition("-")[0]))  # 10-rl after 2-act
     written = {name: stages[name] for name in in_order if stages[name].stat().st_size}
     if stage is None and written:
@@ -34,15 +37,28 @@ def _entry(
     if stage not in written:
         has = ", ".join(written) or "none"
         raise UserError(f"{folder}: no {what} of stage {stage}; has {has}")
-    line = next(islice(read_jsonl(written[stage]), number, None), None)
-    if line is None:
+    rows = [row for _, _, row in read_jsonl(written[stage])]
+    if number is None:
+        number = next((i for i, row in enumerate(rows) if _tells(row)), 0)
+    if number >= len(rows):
         raise UserError(f"{written[stage]}: has no entry {number}; count from 0")
-    return stage, line[2]
+    return f"{stage}, number {number} of {len(rows)} (-n)", rows[number]
 
 
-def show_item(folder: Path, what: str, stage: str | None, number: int, console: Console) -> None:
+def _tells(row: dict[str, Any]) -> bool:
+    """A group with something to learn from: answers whose rewards differ. An episode: a solved."""
+    if "answers" in row:
+        return len({answer["reward"] for answer in row["answers"]}) > 1
+    return bool(row.get("success"))
+
+
+def show_item(
+    folder: Path, what: str, stage: str | None, number: int | None, console: Console
+) -> None:
     """Print one pair, group or episode, or the table. Foreign text is never markup."""
-    if what == "results":
+    if (folder / "compare.yaml").is_file():
+        _show_comparison(folder, what, console)
+    elif what == "results":
         file = folder / "results.txt"
         if not file.is_file():
             raise UserError(
@@ -51,17 +67,32 @@ def show_item(folder: Path, what: str, stage: str | None, number: int, console: 
         console.print(Text(file.read_text()))
     elif what == "pair":
         pairs = read_pairs(folder / "pairs.jsonl")
-        if number >= len(pairs):
+        if (number or 0) >= len(pairs):
             raise UserError(
                 f"{folder}: has {len(pairs)} pairs, none numbered {number}; count from 0"
             )
-        _show_pair(pairs[number], console)
+        _show_pair(pairs[number or 0], console)
     elif what == "group":
         stages = {file.stem: file for file in folder.glob("samples/*.jsonl")}
         _show_group(*_entry(stages, folder, what, stage, number), console)
     else:
         stages = {file.parent.name: file for file in folder.glob("stages/*/episodes.jsonl")}
         _show_episode(*_entry(stages, folder, what, stage, number), console)
+
+
+def _show_comparison(folder: Path, what: str, console: Console) -> None:
+    """The table of a comparison; all else is in its runs."""
+    if what == "results":
+        if not (folder / "comparison.json").is_file():
+            raise UserError(f"{folder}: no comparison.json; finish it by the same miniact compare")
+        print_comparison(read_json(folder / "comparison.json"), console)
+        return
+    runs = sorted(file.parent for file in folder.glob("runs/*/*/results.json"))
+    first = runs[0] if runs else "RUN"
+    raise UserError(
+        f"{folder}: is a comparison of {len(runs)} finished runs; a {what} is in one of them, for "
+        f"example miniact show {first} {what}"
+    )
 
 
 def _show_pair(pair: Question, console: Console) -> None:
@@ -80,6 +111,8 @@ def _show_pair(pair: Question, console: Console) -> None:
 def _show_group(stage: str, row: dict[str, Any], console: Console) -> None:
     title = Text(f"{stage}, step {row['step']}")
     console.print(Panel(Text(row["prompt"]), title=title, title_align="left"))
+    if len({answer["reward"] for answer in row["answers"]}) == 1:
+        console.print("all rewards are equal: nothing is learned from this group", style="dim")
     for answer in row["answers"]:
         colour = "green" if answer["advantage"] > 0 else "red" if answer["advantage"] < 0 else "dim"
         head = f"reward {answer['reward']:.2f}  advantage {answer['advantage']:+.2f}  "

@@ -176,3 +176,14 @@ def test_what_keeps_a_stage_from_learning_is_said_early(
             log.write(step, {**metrics, **({"zero_variance": 0.5} if step == live_at else {})})
             said += [step] * (out.getvalue().count("warning") - before)
     assert said == says
+
+
+def test_a_whole_folder_is_as_readable_as_umask_lets_it(tmp_path):
+    """safetensors writes files that only their owner may read."""
+    before = os.umask(0o027)
+    try:
+        with whole_folder(tmp_path / "adapter") as part:
+            (part / "weights").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "adapter" / "weights").stat().st_mode & 0o777 == 0o640

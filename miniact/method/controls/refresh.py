@@ -5,6 +5,9 @@ Every `stage.act.refresh_pairs` steps they are sampled anew at states that have 
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
 from miniact.data.trajectories import shuffled
 from miniact.method.pairs import (
     by_state,
@@ -44,4 +47,9 @@ def pairs_of(stage: Stage, step: int) -> list[Question]:
         pairs, counts = gather(pairs_at(batch, proposed, stage.alternatives, provenance))
         write_json(file.with_suffix(".counts.json"), counts)
         write_jsonl(file, map(pair_row, pairs))
+    return _written(file)
+
+
+@functools.lru_cache(maxsize=1)  # it is asked for at every step until the next refresh
+def _written(file: Path) -> list[Question]:
     return read_pairs(file) if file.stat().st_size else []
