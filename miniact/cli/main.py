@@ -56,6 +56,7 @@ def main() -> None:
 def run(config: Config, out: Path | None, resume: Path | None, force: bool, verbose: bool) -> None:
     """Train and evaluate a whole recipe (default: il,act,rl), after a plan of what it takes."""
     from miniact.experiments.pipeline import resume_run, start_run
+    from miniact.experiments.settle import settled_for
     from miniact.experiments.start import announce
     from miniact.tools.plan import check_fits
 
@@ -65,6 +66,7 @@ def run(config: Config, out: Path | None, resume: Path | None, force: bool, verb
         return
     out = out or fresh_folder(config)
     announce(config, out, console)
+    config = settled_for(config, out)
     check_fits(config, console, force)
     start_run(config, out, console, verbose)
 

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 @takes_config(*COMMON)
 def plan(config: Config) -> None:
     """Estimate memory and time of a config before anything is loaded."""
+    from miniact.experiments.settle import settled
     from miniact.tools.plan import make_plan, print_plan
 
+    config = settled(config, terminal())
     print_plan(config, make_plan(config), terminal())
 
 

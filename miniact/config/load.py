@@ -5,6 +5,7 @@ Here stand the rules between sections, and what became of keys that are gone.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 
 from miniact import UserError
 from miniact.config.plugins import check_form, is_plugin, short
-from miniact.config.sections import STAGES, Config
+from miniact.config.sections import LIMITS, STAGES, Config
 from miniact.config.strict import build, suggestion
 
 
@@ -101,8 +102,22 @@ def differing(before: dict, after: dict, where: str = "") -> list[str]:
 
 
 def changed_keys(saved: Path, config: Config) -> list[str]:
-    """The keys in which a run folder's config.yaml differs from `config`."""
-    return differing(to_dict(load_config(saved, saved=True)), to_dict(config))
+    """The keys in which a run folder's config.yaml differs from `config`, open limits aside."""
+    known = load_config(saved, saved=True)
+    return differing(to_dict(known), to_dict(with_limits_of(known, config)))
+
+
+def with_limits_of(known: Config, config: Config) -> Config:
+    """The config with its open limits as a run has settled them before."""
+    open_keys = [key for key in ("prompt.max_tokens", *LIMITS) if not value_of(config, key)]
+    return with_overrides(config, [f"{key}={value_of(known, key)}" for key in open_keys])
+
+
+def value_of(config: Config, key: str) -> Any:
+    value: Any = to_dict(config)
+    for name in key.split("."):
+        value = value[name]
+    return value
 
 
 def _read(path: str | Path) -> dict:
@@ -150,9 +165,29 @@ def _refuse_moved(data: dict, saved: bool) -> None:
             raise UserError(f"{name}: no longer a key; {instead}")
 
 
+def _open_limits(data: dict) -> dict:
+    """Beside a trajectory file, limits that are not set are open (0); elsewhere none can be."""
+    env = data.get("env")
+    from_data = isinstance(env, dict) and bool(env.get("trajectories"))
+    data = copy.deepcopy(data)
+    for name in ("prompt.max_tokens", *LIMITS):
+        *sections, last = name.split(".")
+        node: Any = data
+        for section in sections:
+            if isinstance(node, dict) and node.get(section, {}) is not None:
+                node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            continue  # `build` says what is wrong
+        if from_data:
+            node.setdefault(last, 0)
+        elif node.get(last) == 0:
+            del node[last]
+    return data
+
+
 def _checked(data: dict) -> Config:
     """Build the config and check what holds between its sections."""
-    config = build(Config, data, "")
+    config = build(Config, _open_limits(data), "")
     for i, name in enumerate(config.recipe):
         if is_plugin(name):
             check_form(f"recipe[{i}]", name)
@@ -196,7 +231,7 @@ def _check_replies(config: Config) -> None:
     answers = [config.stage.act.max_tokens, config.stage.rl.max_tokens, config.eval.max_tokens]
     answers += [config.stage.reflect.max_tokens] if reflects else []
     answers += [config.stage.plugin.max_tokens] if any(map(is_plugin, config.recipe)) else []
-    longest = config.prompt.max_tokens + max(answers)
+    longest = config.prompt.max_tokens + max(answers)  # 0: not known yet, see settle.py
     if longest > config.model.max_tokens_per_batch:
         raise UserError(
             f"model.max_tokens_per_batch: {config.model.max_tokens_per_batch} is less than one "

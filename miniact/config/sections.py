@@ -14,6 +14,16 @@ from miniact import UserError
 from miniact.config.plugins import check_form, is_plugin, section_of
 from miniact.config.strict import key
 
+OPEN = "0, or unset beside env.trajectories: as the data need"
+LIMITS = {  # limit of answers: what they hold, the key that says whether they think first
+    "pairs.max_tokens": ("action", "pairs.thinking"),
+    "stage.act.max_tokens": ("choice", "stage.act.thinking"),
+    "stage.rl.max_tokens": ("action", "stage.rl.thinking"),
+    "stage.plugin.max_tokens": ("action", "stage.plugin.thinking"),
+    "eval.max_tokens": ("action", "eval.thinking"),
+    "eval.judge_max_tokens": ("choice", "eval.judge_thinking"),
+}
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -71,7 +81,15 @@ class PromptConfig:
         "tags: <action>…</action> and <choice>…</choice>; plain: the bare answer, for tiny models",
         choices=("tags", "plain"),
     )
-    max_tokens: int = key(2048, "longest prompt, in tokens; older history is dropped first", low=16)
+    max_tokens: int = key(
+        2048, f"longest prompt, in tokens; older history is dropped first; {OPEN}", low=0
+    )
+    too_long: str = key(
+        "stop",
+        "states whose task and observation alone are longer than that; shorten: the middle of long "
+        "texts is left out, in sight; leave_out: nothing is learned or measured there",
+        choices=("stop", "shorten", "leave_out"),
+    )
     history: int = key(50, "most recent (observation, action) turns shown", low=0)
     wording: str = key("", "text file with the words of the prompts; empty: miniact's own")
     show_admissible: bool = key(True, "list the admissible actions in the prompt, where known")
@@ -129,7 +147,7 @@ class PairsConfig:
         choices=(2, 3, 4, 5, 6),
     )
     temperature: float = key(1.0, "sampling temperature of the initial policy", low=0)
-    max_tokens: int = key(24, "longest alternative, in tokens", low=1)
+    max_tokens: int = key(24, f"longest alternative, in tokens; {OPEN}", low=0)
     states_per_trajectory: int = key(0, "states used per trajectory; 0: all", low=0)
     thinking: bool = key(False, "let the initial policy think before it acts")
     drop_inadmissible: bool = key(False, "drop alternatives that the environment does not list")
@@ -166,7 +184,7 @@ class GRPOConfig(StageConfig):
 
     group_size: int = key(8, "answers per prompt (G); an advantage needs at least 2", low=2)
     temperature: float = key(1.0, "sampling temperature; no top-p: sampled = scored", low=1e-3)
-    max_tokens: int = key(24, "longest answer, in tokens", low=1)
+    max_tokens: int = key(24, f"longest answer, in tokens; {OPEN}", low=0)
     variant: str = key(
         "grpo",
         "how token losses are averaged: grpo per answer, then over answers; dapo over all "
@@ -257,8 +275,8 @@ class EvalConfig:
     states: int = key(200, "held-out expert states for next-action accuracy", low=0)
     pairs: int = key(200, "pairs for judgement accuracy, with the expert in every position", low=0)
     temperature: float = key(0.0, "sampling temperature; 0: greedy", low=0)
-    max_tokens: int = key(24, "longest action reply, in tokens", low=1)
-    judge_max_tokens: int = key(24, "longest judgement reply, in tokens", low=1)
+    max_tokens: int = key(24, f"longest action reply, in tokens; {OPEN}", low=0)
+    judge_max_tokens: int = key(24, f"longest judgement reply, in tokens; {OPEN}", low=0)
     thinking: bool | None = key(
         None,
         "let the model think before it acts; auto: as the stage just trained let it, and the base "

@@ -152,6 +152,7 @@ class TrajectoryFile:
             )
         self._offsets, self.splits = offsets, splits
         self.lengths = np.asarray(lengths)
+        self._kept: dict[int, list[int]] = {}  # of trajectories with steps that are left out
         self.read = functools.lru_cache(maxsize=512)(self._read)
 
     def __len__(self) -> int:
@@ -163,6 +164,16 @@ class TrajectoryFile:
             file.seek(offset)
             row = json.loads(file.readline())
         return from_row(row, f"{self.path}:{number}", default_id=f"line-{number}")
+
+    def leave_out(self, index: int, steps: Iterable[int]) -> None:
+        """Count these steps of a trajectory no longer as states; they stay in later histories."""
+        left_out = set(steps)
+        self._kept[index] = [i for i in range(int(self.lengths[index])) if i not in left_out]
+        self.lengths[index] = len(self._kept[index])
+
+    def step(self, index: int, number: int) -> int:
+        """Which step of a trajectory its state `number` is."""
+        return self._kept[index][number] if index in self._kept else number
 
     def states(self, *splits: str) -> ExpertStates:
         return ExpertStates(self, [i for i, s in enumerate(self.splits) if s in splits])
@@ -181,7 +192,8 @@ class ExpertStates:
     def __getitem__(self, index: int) -> tuple[State, str]:
         which = int(np.searchsorted(self._ends, index, side="right"))
         trajectory = self.file.read(self.members[which])
-        step = index - (int(self._ends[which - 1]) if which else 0)
+        number = index - (int(self._ends[which - 1]) if which else 0)
+        step = self.file.step(self.members[which], number)
         return trajectory.state(step), trajectory.steps[step].action
 
     def batch(self, step: int, size: int, seed: int) -> list[tuple[State, str]]:
@@ -218,16 +230,19 @@ def collect(env: Env, split: str, n: int, seed: int, source: str) -> Iterator[Tr
             yield Trajectory(task_id, task, tuple(steps), turn.success, split, source)
 
 
+def find_file(source: str) -> Path:
+    """Where a source lies, if it is a file; "builtin:NAME" is one that ships with miniact."""
+    kind, _, name = source.partition(":")
+    return Path(__file__).parent / "samples" / name if kind == "builtin" else Path(source)
+
+
 def import_rows(source: str, columns: dict[str, str], skip_bad_rows: bool) -> Iterator[Trajectory]:
     """Stream trajectories from a file (JSON lines, .json, .gz, .parquet) or a Hugging Face dataset.
 
-    "builtin:NAME" is a file that ships with miniact. columns maps our field names to the source's
-    where they differ, e.g. {"task": "instruction"}.
+    columns maps our field names to the source's where they differ, e.g. {"task": "instruction"}.
     """
-    kind, _, name = source.partition(":")
-    if kind == "builtin":
-        source = str(Path(__file__).parent / "samples" / name)
-    path = Path(source)
+    path = find_file(source)
+    source = str(path) if source.startswith("builtin:") else source
     bad: list[int] = []
     rows: Iterable[tuple[str, Any]]
     if path.suffix == ".jsonl":
@@ -301,6 +316,9 @@ def _dataset(source: str) -> Iterable[dict]:
 def hold_out(trajectories: Iterable[Trajectory], share: float) -> Iterator[Trajectory]:
     """Give a single-split source a held-out part. A task's hash decides: no task is in both."""
     for t in trajectories:
-        digest = hashlib.sha256(t.task.encode()).digest()
-        held = int.from_bytes(digest[:8], "big") / 2**64 < share
-        yield replace(t, split="heldout" if held else "train")
+        yield replace(t, split="heldout" if is_held_out(t.task, share) else "train")
+
+
+def is_held_out(task: str, share: float) -> bool:
+    digest = hashlib.sha256(task.encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < share

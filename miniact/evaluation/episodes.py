@@ -19,7 +19,9 @@ from miniact.backends.protocol import Policy
 from miniact.envs import Env, Turn
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical
-from miniact.types import State
+from miniact.types import Sample, State
+
+PIECE = 64  # prompts that are answered between two looks at the progress
 
 
 @dataclass(slots=True)
@@ -69,6 +71,7 @@ class Tally:
     """What has been played so far, where the time went, and whom to tell of each episode."""
 
     on_done: Callable[[Episode], None] = lambda episode: None
+    on_answers: Callable[[int], None] = lambda answers: None  # so many more, outside episodes
     episodes: int = 0
     solved: int = 0
     lost: int = 0
@@ -171,10 +174,10 @@ def play_episodes(
             with tally.timing("model"):
                 asked = [prompter.action(state, options.thinking) for state in states]
                 tokens, seed = [prompt.tokens for prompt in asked], options.seed + tick
-                replies = ask(policy, tokens, options.max_tokens, options.temperature, seed)
-                actions = [prompter.parse_action(reply) for reply in replies]
+                answers = ask(policy, tokens, options.max_tokens, options.temperature, seed)
+                actions = [prompter.action_in(answer) for answer in answers]
             with tally.timing("environment"):
-                list(each(_Live.act, live, replies, actions))
+                list(each(_Live.act, live, [answer.text for answer in answers], actions))
             following = []
             for player, prompt in zip(live, asked):
                 episode = player.episode
@@ -197,9 +200,18 @@ def ask(
     max_tokens: int,
     temperature: float,
     seed: int,
-) -> list[str]:
-    """One reply to each prompt."""
-    return [sample.text for (sample,) in policy.sample(prompts, 1, max_tokens, temperature, seed)]
+    on_answers: Callable[[int], None] | None = None,
+) -> list[Sample]:
+    """One answer to each prompt; in pieces, if somebody is to hear of each."""
+    size = PIECE if on_answers else max(1, len(prompts))
+    answers: list[Sample] = []
+    for at in range(0, len(prompts), size):
+        piece = prompts[at : at + size]
+        sampled = policy.sample(piece, 1, max_tokens, temperature, seed + at)
+        answers += [sample for (sample,) in sampled]
+        if on_answers:
+            on_answers(len(piece))
+    return answers
 
 
 @contextmanager

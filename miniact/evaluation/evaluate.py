@@ -99,11 +99,13 @@ def next_action_accuracy(
     states: Sequence[tuple[State, str]],
     config: EvalConfig,
     seed: int,
+    tally: Tally | None = None,
 ) -> dict[str, Any]:
     """How often the policy's action in a held-out expert state is the expert's."""
     prompts = [prompter.action(state, bool(config.thinking)) for state, _ in states]
-    replies = ask(policy, [p.tokens for p in prompts], config.max_tokens, config.temperature, seed)
-    actions = [prompter.parse_action(reply) for reply in replies]
+    tokens, on_answers = [prompt.tokens for prompt in prompts], (tally or Tally()).on_answers
+    answers = ask(policy, tokens, config.max_tokens, config.temperature, seed, on_answers)
+    actions = [prompter.action_in(answer) for answer in answers]
     hits = [
         action is not None and same_action(action, expert, state.compare)
         for action, (state, expert) in zip(actions, states)
@@ -121,6 +123,7 @@ def judgement_accuracy(
     asked: Sequence[Question],
     config: EvalConfig,
     seed: int,
+    tally: Tally | None = None,
 ) -> dict[str, Any]:
     """Ask the critic every held-out question, with the expert's action in every position.
 
@@ -134,7 +137,7 @@ def judgement_accuracy(
     """
     ways = 1 + len(asked[0].alternatives)
     shown = [question.present(right) for question in asked for right in range(ways)]
-    chosen, dropped = ask_critic(policy, prompter, shown, config, seed)
+    chosen, dropped = ask_critic(policy, prompter, shown, config, seed, tally)
     # Q questions, P positions of the right answer; −1: no choice could be read
     choice_QP = np.array([-1 if c is None else c for c in chosen]).reshape(-1, ways)
     right_P = np.arange(ways)
@@ -160,17 +163,23 @@ def judgement_accuracy(
 
 
 def ask_critic(
-    policy: Policy, prompter: Prompter, shown: Sequence[Shown], config: EvalConfig, seed: int
+    policy: Policy,
+    prompter: Prompter,
+    shown: Sequence[Shown],
+    config: EvalConfig,
+    seed: int,
+    tally: Tally | None = None,
 ) -> tuple[list[int | None], int]:
     """The critic's choices (None: unparseable), and how many turns of history were left out."""
     thinks = bool(config.judge_thinking)
     prompts = [prompter.critic(s.state, s.actions, thinks) for s in shown]
     begun = [forced_prefix(prompter, config.intervene, s.actions, s.right) for s in shown]
     asked = [p.tokens + prompter.begin_tokens(text) for p, text in zip(prompts, begun)]
-    replies = ask(policy, asked, config.judge_max_tokens, config.temperature, seed)
+    most, on_answers = config.judge_max_tokens, (tally or Tally()).on_answers
+    answers = ask(policy, asked, most, config.temperature, seed, on_answers)
     chosen = [
-        prompter.parse_choice(text + reply, s.actions, s.state.compare)
-        for text, reply, s in zip(begun, replies, shown)
+        prompter.parse_choice(text + answer.text, s.actions, s.state.compare)
+        for text, answer, s in zip(begun, answers, shown)
     ]
     return chosen, sum(p.dropped for p in prompts)
 
@@ -213,6 +222,12 @@ class HeldOut:
 
         return cls(envs, some(states, config.states, 1), some(questions, config.pairs, 2))
 
+    def amount(self, config: EvalConfig) -> int:
+        """Episodes to play, and answers to sample beside them."""
+        episodes = len(config.splits) * config.episodes if self.envs else 0
+        asked = sum(1 + len(question.alternatives) for question in self.questions)
+        return episodes + len(self.states) + asked
+
 
 def evaluate(
     policy: Policy,
@@ -236,10 +251,10 @@ def evaluate(
             played += episodes
     if held_out.states:
         results["next_action"] = next_action_accuracy(
-            policy, prompter, held_out.states, config, seed
+            policy, prompter, held_out.states, config, seed, tally
         )
     if held_out.questions:
         results["judgement"] = judgement_accuracy(
-            policy, prompter, held_out.questions, config, seed
+            policy, prompter, held_out.questions, config, seed, tally
         )
     return results, played

@@ -25,10 +25,11 @@ from rich.console import Console
 
 from miniact import UserError
 from miniact.config import Config, load_config
-from miniact.config.load import changed_keys, to_dict, with_overrides
+from miniact.config.load import changed_keys, to_dict, with_limits_of, with_overrides
 from miniact.config.plugins import section_of, short
 from miniact.experiments.pipeline import environment, run_recipe, steps, write_config
 from miniact.experiments.recipes import Recipe, parse_recipes, parse_seeds
+from miniact.experiments.settle import settled
 from miniact.experiments.start import check_code, first_number
 from miniact.experiments.table import build, print_comparison, write_comparison
 from miniact.runs.files import keep_rows, read_json, whole_folder, write_json, write_text
@@ -278,6 +279,9 @@ def planned(
     config: Config, out: str | Path, recipes: str, seeds: str, baseline: str | None
 ) -> Comparison:
     """A comparison from words: recipes as in --recipes, seeds as in --seeds. Runs nothing."""
+    known = Path(out) / "compare.yaml"
+    config = with_limits_of(load_config(known, saved=True), config) if known.is_file() else config
+    config = settled(config)
     rows = parse_recipes(recipes, config)
     chosen = choose_baseline(baseline, rows)
     return Comparison(Path(out), config, tuple(rows), tuple(parse_seeds(seeds)), chosen)

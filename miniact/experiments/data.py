@@ -22,6 +22,7 @@ from miniact.config import Config
 from miniact.data.trajectories import TrajectoryFile, collect, hold_out, import_rows, to_row
 from miniact.envs import Env, make_env
 from miniact.envs.workers import WorkerEnv
+from miniact.experiments.lengths import leave_out_too_long
 from miniact.method import run_of
 from miniact.method.controls.reflections import (
     experiences,
@@ -29,7 +30,7 @@ from miniact.method.controls.reflections import (
     read_reflections,
     reflection_row,
 )
-from miniact.method.pairs import make_pairs, pair_row, questions, read_pairs
+from miniact.method.pairs import choose_states, make_pairs, pair_row, questions, read_pairs
 from miniact.method.prompts import Prompter
 from miniact.method.stage import needs_of
 from miniact.runs.files import jsonl_writer, write_json, write_jsonl
@@ -132,6 +133,7 @@ def heldout_splits(file: TrajectoryFile) -> list[str]:
 def make_data(work: Workshop) -> Data:
     """Everything that is made before any training, and only what this recipe needs."""
     file = trajectories(work)
+    leave_out_too_long(work.prompter, work.config, file)
     needed = {what for name in work.config.recipe for what in needs_of(run_of(name))}
     data = Data(file, [], ())
     if "pairs" in needed or work.config.eval.pairs:
@@ -221,10 +223,14 @@ def _pairs_of_split(
     else:
         provenance = work.provenance(seed, config.temperature)
     states, counts = file.states(split), Counter[str]()
-    for kept, filtered in make_pairs(work.policy, work.prompter, states, config, seed, provenance):
-        counts.update(filtered)
-        history = work.config.prompt.history
-        write(pair_row(replace(pair, split=split), history) for pair in kept)
+    by_state = make_pairs(work.policy, work.prompter, states, config, seed, provenance)
+    with Bar(work.console, f"pairs, {split}") as bar:
+        bar.start(len(choose_states(states, config.states_per_trajectory, seed)))
+        for kept, filtered in by_state:
+            bar.advance()
+            counts.update(filtered)
+            history = work.config.prompt.history
+            write(pair_row(replace(pair, split=split), history) for pair in kept)
     remedy = "raise pairs.k or pairs.temperature, or check prompt.form against what the model says"
     work.say_counts(f"pairs ({split})", counts, remedy if split == "train" else "")
     return counts

@@ -38,6 +38,7 @@ from miniact.experiments.data import (
 )
 from miniact.experiments.metrics import numbers
 from miniact.experiments.results import print_report, write_report
+from miniact.experiments.settle import settled_for
 from miniact.experiments.start import announce, check_start, first_number
 from miniact.method import run_of
 from miniact.method.stage import Stage, needs_of
@@ -64,21 +65,19 @@ def measure(
     at_once = work.config.env.workers or work.config.env.parallel
     with work.timed("evaluate"), Bar(work.console, f"eval {name}") as bar:
         envs = work.envs(min(at_once, config.episodes or 1))
-        bar.start(len(config.splits) * config.episodes if envs else 0)
+        held_out = HeldOut.draw(envs, states, asked, config, seed)
+        bar.start(held_out.amount(config))
 
         def on_done(episode: Episode) -> None:
             bar.advance({"success": tally.solved / tally.episodes})
             work.run.stopper.check()
 
-        tally = Tally(on_done)
-        results, episodes = evaluate(
-            work.policy,
-            work.prompter,
-            config,
-            seed,
-            HeldOut.draw(envs, states, asked, config, seed),
-            tally,
-        )
+        def on_answers(answers: int) -> None:
+            bar.advance(units=answers)
+            work.run.stopper.check()
+
+        tally = Tally(on_done, on_answers)
+        results, episodes = evaluate(work.policy, work.prompter, config, seed, held_out, tally)
     if tally.lost or (work.verbose and tally.episodes):
         work.console.print(f"eval {name}: {tally}", highlight=False, soft_wrap=True)
     if tally.episodes:
@@ -172,6 +171,7 @@ def opened(
 ) -> Iterator[Workshop]:
     """The workshop of a new run folder, or of one that holds the same config."""
     check_start(config, out)
+    config = settled_for(config, out, console)
     with RunFolder(out, config.log.to) as run, Workshop(config, run, console, verbose) as work:
         saved = out / "config.yaml"
         if not saved.is_file() or changed_keys(saved, config):

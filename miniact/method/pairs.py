@@ -116,7 +116,7 @@ def propose(
     """K actions of the policy at each (state, expert action); None where a reply held none."""
     prompts = [prompter.action(state, config.thinking).tokens for state, _ in batch]
     replies = policy.sample(prompts, config.k, config.max_tokens, config.temperature, seed)
-    return [[prompter.parse_action(s.text) for s in samples] for samples in replies]
+    return [[prompter.action_in(s) for s in samples] for samples in replies]
 
 
 def draw_admissible(

@@ -16,10 +16,12 @@ that it can forge no turn. Only the sampled reply is ever parsed.
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from miniact import UserError
@@ -27,7 +29,7 @@ from miniact.config.sections import PromptConfig
 from miniact.method.rewards import same_action
 from miniact.method.template import Template
 from miniact.method.wording import Wording
-from miniact.types import State
+from miniact.types import Sample, State
 
 _NAMES = "action|choice|think"
 _TAG = re.compile(rf"<(\\*)(?=/?(?:{_NAMES})>|\|)")
@@ -77,6 +79,7 @@ class Prompter:
     def __init__(self, tokenizer: Any, config: PromptConfig) -> None:
         self.tokenizer, self.config, self.wording = tokenizer, config, Wording(config)
         self.template = Template(tokenizer)
+        self._shorten = functools.lru_cache(maxsize=1024)(self._shorten_text)
         control = [t for t in tokenizer.get_added_vocab() if len(t.strip()) > 1]  # no runs of space
         # matches only the first character of a token, so that overlapping tokens are all found
         starts = [f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in sorted(control)]
@@ -147,6 +150,11 @@ class Prompter:
         answer = reply if self.config.form == "plain" else _inside("action", reply)
         return answer if answer is not None and answer.strip() else None
 
+    def action_in(self, answer: Sample) -> str | None:
+        """The action in a sampled answer; a bare one that was cut off is none."""
+        bare = self.config.form == "plain"
+        return None if bare and answer.stop == "length" else self.parse_action(answer.text)
+
     def parse_choice(self, reply: str, actions: Sequence[str], rule: str = "words") -> int | None:
         """Index of the chosen candidate: named by its number or by its own text; None otherwise."""
         answer = reply if self.config.form == "plain" else _inside("choice", reply)
@@ -186,6 +194,29 @@ class Prompter:
         if self._open_end and self._open_end.search(text):
             text += "\\"
         return text
+
+    def shortened(self, state: State) -> State:
+        """The state as it is shown with prompt.too_long: shorten. What happens to a text depends
+        on nothing else, so that a prompt still goes on from the one before."""
+        if self.config.too_long != "shorten" or not self.config.max_tokens:
+            return state
+        past = tuple((self._shorten(seen), action) for seen, action in state.history)
+        task, seen = map(self._shorten, (state.task, state.observation))
+        return replace(state, task=task, history=past, observation=seen)
+
+    def _shorten_text(self, text: str) -> str:
+        """A text of at most a quarter of a prompt: of a longer one, both ends and a mark."""
+        most, keep, shown = self.config.max_tokens // 4, len(text), text
+        while len(shown.encode()) > most:  # else it cannot have more tokens
+            tokens = len(self.tokenizer(self.quote(shown), add_special_tokens=False)["input_ids"])
+            if tokens <= most:
+                break
+            keep = int(0.95 * keep * most / tokens)
+            head, tail = text[: keep - keep // 2], text[len(text) - keep // 2 :]
+            shown = f"{head}\n[… {len(text) - keep} characters are left out here …]\n{tail}"
+            if not keep:
+                break
+        return shown
 
     def _ask_action(self, thinking: bool) -> str:
         return self.wording.fill("action, thinking" if thinking else "action")
@@ -232,7 +263,8 @@ class Prompter:
 
     def _fit(self, state: State, question: str, thinking: bool) -> Prompt:
         """As much of the newest history as the limits allow; it slides in blocks (`slide`)."""
-        limit, past = self.config.max_tokens, len(state.history)
+        state = self.shortened(state)
+        limit, past = self.config.max_tokens or math.inf, len(state.history)
 
         def shown(turns: int) -> tuple[int, ...]:
             return self._encode(self._body(state, turns, question), thinking)

@@ -27,7 +27,7 @@ def score(
     prompter: Prompter, config: GRPOConfig, state: State, expert: str, answer: Sample
 ) -> Scored:
     """1 for the expert's action."""
-    action = prompter.parse_action(answer.text)
+    action = prompter.action_in(answer)
     reward = action_reward(
         action,
         expert,

@@ -65,9 +65,9 @@ class Bar:
                 self.name, total=total, completed=done, rate="", info=""
             )
 
-    def advance(self, metrics: dict[str, float] | None = None) -> None:
-        """One unit is done. Shown are running means (over about 10 units); success as it is."""
-        self._done += 1
+    def advance(self, metrics: dict[str, float] | None = None, units: int = 1) -> None:
+        """Shown are running means (over about 10 units); success as it is."""
+        self._done += units
         for name in SHOWN:
             if metrics and name in metrics:
                 kept = 0.0 if name == "success" else 0.9

@@ -259,6 +259,7 @@ def test_an_adapter_of_another_rank_is_refused(run_folder, tmp_path):
 def test_alternatives_that_are_all_filtered_out_stop_with_the_counts(run_folder, tmp_path):
     line = refuses(
         *("run", "household", *TINY, "prompt.form=tags", "--out", str(tmp_path / "x")),
+        *("pairs.max_tokens=24", "stage.rl.max_tokens=24", "eval.max_tokens=24"),
         f"env.trajectories={run_folder / 'trajectories.jsonl'}",
     )
     assert "all were filtered out" in line and "unparseable" in line
