@@ -32,7 +32,8 @@ from miniact.config.sections import ModelConfig, PromptConfig
 from miniact.data.trajectories import TrajectoryFile, collect, to_row
 from miniact.envs import Turn, make_env
 from miniact.evaluation.episodes import Episode, Move, PlayOptions, play_episodes
-from miniact.evaluation.evaluate import evaluate_episodes, wilson
+from miniact.evaluation.evaluate import evaluate_episodes
+from miniact.evaluation.rates import wilson
 from miniact.method.prompts import Prompter
 from miniact.runs.files import write_jsonl
 from miniact.types import State, Step, Trajectory

@@ -35,7 +35,8 @@ from miniact.backends.torch.policy import TorchPolicy
 from miniact.config.sections import EvalConfig, ModelConfig, PairsConfig, PromptConfig
 from miniact.data.trajectories import TrajectoryFile, collect, to_row
 from miniact.envs import make_env
-from miniact.evaluation.evaluate import implicit_judgements, judgement_accuracy, rate
+from miniact.evaluation.evaluate import implicit_judgements, judgement_accuracy
+from miniact.evaluation.rates import rate
 from miniact.method.pairs import (
     choose_states,
     draw_orders,

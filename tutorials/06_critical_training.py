@@ -29,7 +29,8 @@ from rich.console import Console
 
 from miniact.backends.protocol import load_policy
 from miniact.config import load_config
-from miniact.evaluation.evaluate import judgement_accuracy, wilson
+from miniact.evaluation.evaluate import judgement_accuracy
+from miniact.evaluation.rates import wilson
 from miniact.experiments.pipeline import start_run
 from miniact.experiments.reading import read_metrics
 from miniact.method.pairs import questions, read_pairs

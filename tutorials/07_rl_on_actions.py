@@ -34,7 +34,8 @@ from miniact.config import load_config
 from miniact.data.trajectories import TrajectoryFile, collect, to_row
 from miniact.envs import make_env
 from miniact.evaluation.episodes import PlayOptions, play_episodes
-from miniact.evaluation.evaluate import next_action_accuracy, wilson
+from miniact.evaluation.evaluate import next_action_accuracy
+from miniact.evaluation.rates import wilson
 from miniact.method import rl
 from miniact.method.grpo import grpo_step, weigh
 from miniact.method.losses import cross_entropy

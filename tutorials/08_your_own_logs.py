@@ -34,7 +34,7 @@ from miniact.backends.models import find_model, load_tokenizer
 from miniact.config import load_config
 from miniact.data.importing import describe, import_log, read_log
 from miniact.data.trajectories import TrajectoryFile, hold_out
-from miniact.evaluation.evaluate import wilson
+from miniact.evaluation.rates import wilson
 from miniact.experiments.pipeline import start_run
 from miniact.method.pairs import read_pairs
 from miniact.method.rewards import same_action

@@ -10,7 +10,9 @@ and rules are those of ALFWorld 0.4.2, except that here
 - one table of commonsense, `fits` in household.yaml, places objects and orders the expert's search.
 
 Splits: "train"; "id" has the rooms and goals of train, but other placements; "ood" has other
-rooms, and goals (object, target) that train never has, but no word that train does not use.
+rooms, and goals (object, target) that train never has, but no word that train does not use. In
+"play" nothing has its place: rooms are thrown together, anything can lie anywhere, and goals are
+those that make no sense elsewhere. There the tiny base was made (dev/make_tiny.py).
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ from typing import NamedTuple
 import yaml
 
 from miniact import UserError
-from miniact.envs import Turn, check_names
+from miniact.envs import Turn, check_names, household_facts
 
 NOTHING = "Nothing happens."
+PLAY = "play"  # the split that the tiny base was made in
 LAMP = "desklamp"  # the one object that cannot be taken
 COPIES = 2  # of a type of object in a room, at most: "apple 1" and "apple 2"
 NUMBERS = 1_000_000  # of tasks of one type in one split
@@ -43,6 +46,7 @@ _HELD_OUT = frozenset(
     for word in text.split()
     if word.endswith("*")
 )
+_PLACES = {place for places in _FITS.values() for place in places} - {LAMP}
 _OBJECTS = {kind: text.split() for kind, text in _TABLES["objects"].items()}
 
 
@@ -148,13 +152,44 @@ def _furnish(rng: random.Random, room: Room, kinds: list[str], goal: Goal) -> di
     return holds
 
 
+def _senseless(rng: random.Random, task: str) -> tuple[Room, Goal]:
+    """A room and a goal of the play split: any places, and a target where the object never fits."""
+    treatment = _TREATMENTS.get(task)
+    targets = [LAMP] if task == "look_at_light" else sorted(_PLACES)
+    names = sorted(treatment.objects if treatment else set(_FITS) - {LAMP})
+    goals = [Goal(name, t) for name in names for t in targets if t not in _FITS[name]]
+    name, target = rng.choice(goals)
+    kinds = [*({target} - {LAMP}), *([treatment.tool] if treatment else [])]
+    more = [kind for kind in sorted(_PLACES) * 2 + ["cabinet", "drawer"] if kind not in kinds]
+    kinds += rng.sample(more, rng.randint(6, 8) - len(kinds))
+    rng.shuffle(kinds)
+    room = Room("", _numbered(kinds))
+    known = (sorted(r.places) for split in ("train", "ood") for r in _rooms(split))
+    if sorted(room.places) in known:  # one in thousands
+        return _senseless(rng, task)
+    return room, Goal(name, target)
+
+
+def _scatter(rng: random.Random, room: Room, kinds: list[str], goal: Goal) -> dict[str, list[str]]:
+    """`_furnish` for the play split: anything anywhere, but not where it has to go."""
+    others = sorted(set(_FITS) - {LAMP}) * COPIES
+    for kind in kinds:
+        others.remove(kind)
+    names = _numbered([*kinds, *rng.sample(others, rng.randint(6, 9) - len(kinds)), LAMP])
+    holds: dict[str, list[str]] = {place: [] for place in room.places}
+    for name in names:
+        banned = goal.target if _kind(name) == goal.object else None
+        holds[rng.choice([p for p in room.places if _kind(p) != banned])].append(name)
+    return holds
+
+
 # ------------------------------------------------------------------------------- the environment
 
 
 class Household:
     """The household world as an `Env`. An episode ends after `max_steps` actions at the latest."""
 
-    splits: tuple[str, ...] = ("train", "id", "ood")
+    splits: tuple[str, ...] = ("train", "id", "ood")  # and PLAY, which is no one's to measure
 
     def __init__(self, max_steps: int = 30) -> None:
         if max_steps < 1:
@@ -164,7 +199,7 @@ class Household:
 
     def tasks(self, split: str, n: int, seed: int) -> list[str]:
         """n distinct task ids, the six types in turn."""
-        check_names("household: unknown split", self.splits, split)
+        check_names("household: unknown split", (*self.splits, PLAY), split)
         rng = random.Random(f"{split}/{seed}")
         n = max(n, 0)
         per_type = min(math.ceil(n / len(TASK_TYPES)), NUMBERS)
@@ -173,7 +208,7 @@ class Household:
         return ids[:n]
 
     def reset(self, task_id: str) -> tuple[str, Turn]:
-        pattern = rf"({'|'.join(self.splits)})/({'|'.join(TASK_TYPES)})/[0-9]{{6}}"
+        pattern = rf"({'|'.join((*self.splits, PLAY))})/({'|'.join(TASK_TYPES)})/[0-9]{{6}}"
         match = re.fullmatch(pattern, task_id)
         if match is None:
             raise UserError(
@@ -182,11 +217,16 @@ class Household:
             )
         split, self._task = match.groups()
         rng = random.Random(task_id)  # seeded by a string: the same in every process
-        room, goals = rng.choice(_choices(split, self._task))
-        self._goal = rng.choice(goals)
+        self._anywhere = split == PLAY
+        if self._anywhere:
+            room, self._goal = _senseless(rng, self._task)
+        else:
+            room, goals = rng.choice(_choices(split, self._task))
+            self._goal = rng.choice(goals)
         self._needed = 2 if self._task == "pick_two" else 1
         self._places = room.places
-        self._holds = _furnish(rng, room, [self._goal.object] * self._needed, self._goal)
+        fill = _scatter if self._anywhere else _furnish
+        self._holds = fill(rng, room, [self._goal.object] * self._needed, self._goal)
         self._marks: dict[str, set[str]] = {o: set() for held in self._holds.values() for o in held}
         self._at: str | None = None  # None: in the middle of the room
         self._hand: str | None = None
@@ -212,6 +252,9 @@ class Household:
 
     def admissible(self) -> tuple[str, ...]:
         return () if self._last.done else tuple(sorted(self._effects()))
+
+    check_thought = staticmethod(household_facts.check)  # what evaluation/thoughts.py asks
+    things = staticmethod(household_facts.things)
 
     def close(self) -> None:
         self._last = Turn(NOTHING, done=True)
@@ -251,7 +294,7 @@ class Household:
                 moves[f"use {name}"] = partial(self._use, name)
             elif hand is None:
                 moves[f"take {name} from {at}"] = partial(self._take, name, at)
-        if hand is not None and _fits(hand, at):
+        if hand is not None and (self._anywhere or _fits(hand, at)):
             moves[f"move {hand} to {at}"] = partial(self._put, hand, at)
         return moves
 
@@ -342,7 +385,8 @@ class Household:
         if hand is None:
             return self._fetch()
         if _kind(hand) != self._goal.object:
-            return self._bring(hand, [place for place in self._places if _fits(hand, place)])
+            fit = [place for place in self._places if self._anywhere or _fits(hand, place)]
+            return self._bring(hand, fit)
         if self._task == "look_at_light":
             lamp_at = [place for place in self._places if f"{LAMP} 1" in self._known(place)]
             return self._reach(lamp_at[0]) or f"use {LAMP} 1" if lamp_at else self._search(LAMP)
@@ -381,7 +425,8 @@ class Household:
 
     def _search(self, kind: str) -> str | None:
         """Uncover the place at hand if it may hold one, else the likeliest place not seen yet."""
-        fits = [k for k in _FITS[kind] if k != self._goal.target]
+        homes = sorted(_PLACES) if self._anywhere else _FITS[kind]
+        fits = [k for k in homes if k != self._goal.target]
         unseen = [p for p in self._places if p not in self._seen and _kind(p) in fits]
         return self._reach(min(unseen, key=lambda p: (p != self._at, fits.index(_kind(p)))))
 

@@ -19,7 +19,7 @@ from miniact.backends.protocol import Policy
 from miniact.envs import Env, Turn
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical
-from miniact.types import Sample, State
+from miniact.types import Sample, Shown, State
 
 PIECE = 64  # prompts that are answered between two looks at the progress
 
@@ -66,6 +66,20 @@ def failures_running(moves: Iterable[Move]) -> Iterator[int]:
         yield times
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a critic said to one question: all of its reply, and the index that it chose."""
+
+    shown: Shown
+    reply: str
+    choice: int | None
+
+    @property
+    def chosen(self) -> str | None:
+        """The action that it chose; None: no choice could be read."""
+        return None if self.choice is None else self.shown.actions[self.choice]
+
+
 @dataclass(slots=True)
 class Tally:
     """What has been played so far, where the time went, and whom to tell of each episode."""
@@ -75,6 +89,7 @@ class Tally:
     episodes: int = 0
     solved: int = 0
     lost: int = 0
+    verdicts: list[Verdict] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"environment": 0.0, "model": 0.0})
 
     @contextmanager

@@ -6,7 +6,6 @@ states and pairs, greedily by default, and is a function of the seed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,66 +16,15 @@ from miniact.backends.protocol import Policy
 from miniact.config.sections import EvalConfig
 from miniact.data.trajectories import ExpertStates
 from miniact.envs import Env
-from miniact.evaluation.episodes import Episode, PlayOptions, Tally, ask, play_episodes
+from miniact.evaluation.episodes import Episode, PlayOptions, Tally, Verdict, ask, play_episodes
 from miniact.evaluation.intervene import forced_prefix, wrong_choice
+from miniact.evaluation.rates import rate, rate_per_question
+from miniact.evaluation.thoughts import Said, said_in, thoughts_of
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import same_action
 from miniact.types import Completion, Group, Question, Shown, State
 
 POSITIONS = ("first", "second", "third", "fourth", "fifth", "sixth")
-
-Z95 = 1.959964  # the normal distribution's 97.5 % quantile
-
-
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion (Wilson 1927).
-
-    >>> tuple(round(x, 3) for x in wilson(8, 10))
-    (0.49, 0.943)
-    """
-    if n == 0:
-        return (0.0, 1.0)
-    p, z2 = successes / n, Z95 * Z95
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return (min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)))
-
-
-def rate(hits: Sequence[bool] | np.ndarray) -> dict[str, Any]:
-    """A proportion with its n and interval; value None where nothing was counted."""
-    n, k = len(hits), sum(map(bool, hits))
-    low, high = wilson(k, n)
-    return {"value": k / n if n else None, "n": n, "low": low, "high": high}
-
-
-def rate_per_question(hit_QP: np.ndarray, counted_QP: np.ndarray) -> dict[str, Any]:
-    """The share of hits among the answers that count; n and interval are of the questions.
-
-    A question's P answers, one for each order of its candidates, are about one state and one
-    choice: to count them as P independent observations would make the interval too narrow.
-    """
-    n, answers = int(counted_QP.any(1).sum()), int(counted_QP.sum())
-    value = float(hit_QP[counted_QP].sum() / answers) if answers else None
-    low, high = wilson((value or 0.0) * n, n)
-    return {"value": value, "n": n, "low": low, "high": high}
-
-
-def percent(share: float, sign: bool = False, digits: int = 1) -> str:
-    """A share in percent, or a difference of two in points: one digit, an interval's ends none.
-
-    >>> percent(0.8125), percent(-0.05, sign=True)
-    ('81.3', '−5.0')
-    """
-    value = 100 * share + math.copysign(1e-9, share)  # halves go up, as in the report
-    return f"{value:{'+' * sign}.{digits}f}".replace("-", "−")
-
-
-def percent_of(rate: dict[str, Any] | None) -> str:
-    """A rate in percent, with its 95 % interval."""
-    if not rate or rate["value"] is None:
-        return "–"
-    low, high = (percent(rate[end], digits=0) for end in ("low", "high"))
-    return f"{percent(rate['value'])} [{low}–{high}]"
 
 
 def evaluate_episodes(episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -181,6 +129,9 @@ def ask_critic(
         prompter.parse_choice(text + answer.text, s.actions, s.state.compare)
         for text, answer, s in zip(begun, answers, shown)
     ]
+    if tally:
+        replies = (text + answer.text for text, answer in zip(begun, answers))
+        tally.verdicts += map(Verdict, shown, replies, chosen)
     return chosen, sum(p.dropped for p in prompts)
 
 
@@ -238,6 +189,7 @@ def evaluate(
     tally: Tally | None = None,
 ) -> tuple[dict[str, Any], list[Episode]]:
     """Everything that can be measured with what is given. Returns (results, episodes)."""
+    tally = tally or Tally()
     results: dict[str, Any] = {}
     played: list[Episode] = []
     thinks = bool(config.thinking)  # None, where nobody said what auto means, is no
@@ -257,4 +209,12 @@ def evaluate(
         results["judgement"] = judgement_accuracy(
             policy, prompter, held_out.questions, config, seed, tally
         )
+    judged = [
+        Said(v.shown.state, thought, v.chosen, v.shown.actions)
+        for v in tally.verdicts
+        if (thought := prompter.parse_thought(v.reply))
+    ]
+    thoughts = thoughts_of(held_out.envs, act=said_in(prompter, played), judge=judged)
+    if thoughts:
+        results["thoughts"] = thoughts
     return results, played

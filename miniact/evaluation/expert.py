@@ -12,7 +12,7 @@ from rich.table import Table
 from miniact import UserError
 from miniact.config import Config
 from miniact.envs import Env, make_env
-from miniact.evaluation.evaluate import percent, percent_of, rate
+from miniact.evaluation.rates import percent, percent_of, rate
 from miniact.runs.files import write_json
 from miniact.runs.progress import Bar
 

@@ -26,7 +26,7 @@ from miniact.backends.protocol import resolve_backend
 from miniact.config import Config, load_config
 from miniact.config.load import changed_keys, to_dict
 from miniact.config.plugins import named, section_of, short
-from miniact.evaluation.episodes import Episode, Tally
+from miniact.evaluation.episodes import Episode, Tally, Verdict
 from miniact.evaluation.evaluate import HeldOut, evaluate
 from miniact.experiments.data import (
     Data,
@@ -86,8 +86,23 @@ def measure(
             work.timings[key] = work.timings.get(key, 0) + seconds
     folder.mkdir(parents=True, exist_ok=True)
     write_jsonl(folder / "episodes.jsonl", map(asdict, episodes))
+    write_jsonl(folder / "judgements.jsonl", map(judgement_row, tally.verdicts))
     write_json(path, results)
     return results
+
+
+def judgement_row(verdict: Verdict) -> dict[str, Any]:
+    """One line of judgements.jsonl: a held-out question, and what the critic answered."""
+    shown = verdict.shown
+    return {
+        "state": shown.state.id,
+        "task": shown.state.task,
+        "observation": shown.state.observation,
+        "actions": shown.actions,
+        "right": shown.right,
+        "reply": verdict.reply,
+        "choice": verdict.choice,
+    }
 
 
 def steps(config: Config, first: int = 1) -> Iterator[tuple[int, str, bool]]:

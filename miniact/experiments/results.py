@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from miniact.evaluation.evaluate import percent, percent_of
+from miniact.evaluation.rates import percent, percent_of
 from miniact.experiments.columns import print_columns
 from miniact.experiments.metrics import rates
 from miniact.experiments.reading import name_of_start, read_metrics

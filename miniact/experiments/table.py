@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from miniact.evaluation.evaluate import percent
+from miniact.evaluation.rates import percent
 from miniact.experiments.columns import print_columns
 from miniact.experiments.metrics import rates
 from miniact.experiments.reading import Run, read_run, training_cost

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
-from miniact.evaluation.evaluate import percent
+from miniact.evaluation.rates import percent
 from miniact.experiments.metrics import labelled, rates
 
 MORE = ("  right, given valid", "  stuck")  # rows inside another that a table cannot do without

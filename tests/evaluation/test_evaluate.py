@@ -9,13 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniact.config.sections import EvalConfig, PromptConfig
-from miniact.evaluation.evaluate import (
-    judgement_accuracy,
-    next_action_accuracy,
-    rate,
-    rate_per_question,
-    wilson,
-)
+from miniact.evaluation.evaluate import judgement_accuracy, next_action_accuracy
+from miniact.evaluation.rates import rate, rate_per_question, wilson
 from miniact.method.prompts import Prompter
 from miniact.types import Question, State
 

@@ -142,5 +142,5 @@ def test_plain_replies_hold_no_reasoning_to_intervene_in(kind):
         options = [f"eval.intervene={kind}", "eval.judge_thinking=true"]
         load_config(None, ["prompt.form=plain", *options])
     with pytest.raises(UserError, match=rf"eval\.intervene: {kind} .* set eval\.judge_thinking"):
-        load_config(None, [f"eval.intervene={kind}"])
+        load_config(None, [f"eval.intervene={kind}", "eval.judge_thinking=false"])
     assert load_config(None, [f"eval.intervene={kind}", "eval.judge_thinking=true"])

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from miniact.cli.main import main
-from miniact.evaluation.evaluate import rate
+from miniact.evaluation.rates import rate
 from miniact.experiments.results import next_commands, print_report, print_results
 from miniact.experiments.words import meanings, sentences
 

@@ -28,7 +28,8 @@ from miniact.config import Config
 from miniact.config.load import to_dict
 from miniact.config.sections import GRPOConfig, ILConfig, PromptConfig
 from miniact.evaluation.episodes import Episode, Move
-from miniact.evaluation.evaluate import evaluate_episodes, rate
+from miniact.evaluation.evaluate import evaluate_episodes
+from miniact.evaluation.rates import rate
 from miniact.experiments.metrics import EVALUATION, TRAINING
 from miniact.method.grpo import advantages
 from miniact.method.pairs import pair_row
