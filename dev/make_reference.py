@@ -57,7 +57,7 @@ def keys_of(where: str, cls: type) -> list[Key]:
             Key(
                 f"{where}.{field.name}" if where else field.name,
                 "bool" if switch else types[field.name].__name__,
-                "auto" if switch else json.dumps(default, ensure_ascii=False),
+                json.dumps(default, ensure_ascii=False),
                 ", ".join(map(str, meta["choices"])) or ", ".join(bounds),
                 meta["doc"],
                 next(c for c in cls.__mro__ if field.name in inspect.get_annotations(c)),

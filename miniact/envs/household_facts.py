@@ -158,7 +158,7 @@ def sentences(thought: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def check(thought: str, state: State) -> list[tuple[str, bool]]:
+def check(state: State, thought: str) -> list[tuple[str, bool]]:
     """The kind of each sentence of a thought (other: none of ours), and whether it is true."""
     facts = read(state).facts()
     checked = []

@@ -26,7 +26,7 @@ class Metric:
 
     def row(self, path: str) -> str | None:
         """The label of the row that shows the figure at `path`; indented: part of the one above."""
-        match = re.fullmatch(re.sub("[A-Z]{2,}", "(.+)", re.escape(self.name)), path)
+        match = re.fullmatch(re.sub("[A-Z]{2,}", "([^.]+)", re.escape(self.name)), path)
         if not (match and self.label):
             return None
         indent = "" if path.endswith((".success", ".accuracy")) else "  "

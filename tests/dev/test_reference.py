@@ -128,7 +128,7 @@ def test_every_label_of_the_results_table_finds_its_figure(run):
 def of_split(pattern: str, label: str) -> str:
     """The pattern of the figure that a row shows, its split or position filled in."""
     last = re.findall(r"\w+", label)[-1]
-    return pattern.replace("SPLIT", last).replace("POSITION", last)
+    return re.sub("SPLIT|POSITION|WHO", last, pattern)
 
 
 def test_the_costs_of_a_comparison_are_made_of_defined_metrics(run):
