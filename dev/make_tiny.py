@@ -34,6 +34,7 @@ from miniact.backends.torch.load import add_rope_theta
 from miniact.cli.common import friendly
 from miniact.config.sections import ModelConfig, PromptConfig
 from miniact.envs import Env, make_env
+from miniact.envs.household import PLAY
 from miniact.envs.household_facts import LAMP, TOOLS, Known, kind_of, read, things
 from miniact.method.grpo import weigh
 from miniact.method.losses import cross_entropy
@@ -177,9 +178,10 @@ def play(env: Env, rng: random.Random) -> Iterator[list[Visit]]:
     player, seed = Player(rng), 0
     while True:
         seed += 1
-        for task_id in env.tasks("play", 60, 10_000 + seed):
+        for task_id in env.tasks(PLAY, 60, 10_000 + seed):
             task, turn = env.reset(task_id)
-            skill, history, visits = rng.uniform(*SKILL), [], []
+            skill, visits = rng.uniform(*SKILL), []
+            history: list[tuple[str, str]] = []
             while not turn.done:
                 visit = Visit(
                     State(task_id, task, tuple(history), turn.observation), env.admissible() or ()

@@ -135,3 +135,26 @@ def test_the_learning_rate_warms_up_and_stays():
     assert learning_rate(ILConfig(lr=1.0, warmup=0), 0) == 1.0
     falling = ILConfig(lr=1.0, warmup=2, steps=4, schedule="linear")
     assert [learning_rate(falling, s) for s in range(4)] == [0.5, 0.75, 0.5, 0.25]
+
+
+def thinks_of_its_room(prompt: str, i: int) -> str:
+    room = prompt.rpartition("room ")[2][0]
+    return "I never come to an end" if room == "3" else f"I see {room}. <action>stay</action>"
+
+
+def test_il_with_thinking_keeps_the_thoughts_of_its_start(world, tokenizer, tmp_path):
+    config = ILConfig(steps=6, batch=2, thinking=True)
+    result = world(il, config, lambda p, i: thinks_of_its_room(p, i))
+    assert len(result.policy.prompts) == 6  # each state is asked once, before anything is trained
+    replies = {tokenizer.decode(g.completions[0].tokens) for g in result.policy.trained}
+    thought = {f"I see {i}.\n<action>go {i}</action><|im_end|>" for i in (0, 1, 2, 4, 5)}
+    assert replies == {*thought, "<action>go 3</action><|im_end|>"}  # of 3 nothing was to be had
+    for group in result.policy.trained:
+        asks_for_thought = "Think first" in tokenizer.decode(group.prompt)
+        assert asks_for_thought == ("I see" in tokenizer.decode(group.completions[0].tokens))
+
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    for checkpoint in (tmp_path / "run" / "stages" / "1-x").glob("checkpoint-*"):
+        checkpoint.rename(checkpoint.with_name("gone.part"))
+    again = world(il, config, lambda p, i: "another policy by now")
+    assert again.policy.prompts == [] and again.policy.trained == result.policy.trained
