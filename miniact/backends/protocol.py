@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from miniact import UserError
+from miniact.backends.launch import by_mlx, processes
 from miniact.config.sections import ModelConfig
 from miniact.types import Group, Loss, Sample
 
@@ -88,11 +89,37 @@ def resolve_backend(name: str) -> str:
 
 
 def load_policy(config: ModelConfig, seed: int = 0) -> Policy:
-    """Load the model that the config names, and its adapter if `start` does; else a fresh one."""
-    policy = _backend(config)(config, seed)
+    """Load the model that the config names, and its adapter if `start` does; else a fresh one.
+
+    In a launch of several processes it computes on all of them, and only the first returns from
+    here: see parallel.py.
+    """
+    policy = _load_with_others(config, seed) if processes() > 1 else _load_alone(config, seed)
     if config.start:
         policy.load_adapter(Path(config.start))
     return policy
+
+
+def join_others() -> None:
+    """Where several processes were launched, go on in the first alone; the others serve it."""
+    if processes() > 1:
+        from miniact.backends.parallel import join
+
+        join(_load_alone)
+
+
+def _load_with_others(config: ModelConfig, seed: int) -> Policy:
+    from miniact.backends.parallel import ParallelPolicy, join
+
+    backend = resolve_backend(config.backend)
+    if by_mlx() != (backend == "mlx"):
+        launcher = "mlx.launch" if backend == "mlx" else "torchrun or accelerate launch"
+        raise UserError(f"model.backend: several processes of {backend} are started by {launcher}")
+    return ParallelPolicy(join(_load_alone), config, seed)
+
+
+def _load_alone(config: ModelConfig, seed: int) -> Policy:
+    return _backend(config)(config, seed)
 
 
 def _backend(config: ModelConfig) -> Callable[[ModelConfig, int], Policy]:

@@ -30,6 +30,7 @@ class Request:
     max_tokens: int
     temperature: float
     seed: int
+    streams: Sequence[int] = ()  # each prompt's place in the whole call; (): this is the whole call
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,9 @@ def uniforms(request: Request, chunk: Chunk) -> np.ndarray:
     say where in the counter a row begins: a stream of its own, whatever else is sampled.
     """
     prompts, answers = chunk
+    place = request.streams or range(len(request.prompts))
     streams = (
-        np.random.Philox(key=request.seed, counter=[0, answer, prompt, 0])
+        np.random.Philox(key=request.seed, counter=[0, answer, place[prompt], 0])
         for prompt in prompts
         for answer in answers
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from miniact import __version__
+from miniact.backends.launch import processes
 from miniact.cli import tools as cli_tools
 from miniact.cli.common import COMMON, fresh_folder, friendly, takes_config, terminal
 
@@ -39,12 +40,17 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
+@friendly
 def main() -> None:
     """Agentic Critical Training: teach an agent to tell the better action, then let it act.
 
     CONFIG is a YAML file or the name of one in tiny_configs/ (default: household).
     KEY=VALUE overrides any field, for example stage.act.steps=50.
     """
+    if processes() > 1:
+        from miniact.backends.protocol import join_others
+
+        join_others()  # only the first process comes back
 
 
 @main.command()

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from miniact import UserError
+from miniact.backends.launch import processes
 from miniact.backends.protocol import load_policy
 from miniact.config.sections import ModelConfig
 from miniact.runs.files import write_json
@@ -60,6 +61,8 @@ def evaluate_reasoning(
         raise UserError(f"--suite: expected one or more of {', '.join(SUITES)}, or a task")
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError(f"--suite: lm-evaluation-harness is not installed; {INSTALL}")
+    if processes() > 1:
+        raise UserError("--suite: the harness runs in one process; start it without a launcher")
     file = out / "results.json"
     if file.exists():
         raise UserError(f"{file}: exists already; choose another --out")

@@ -22,6 +22,7 @@ import yaml
 from rich.console import Console
 
 from miniact import Interrupted, UserError
+from miniact.backends.launch import processes
 from miniact.backends.protocol import resolve_backend
 from miniact.config import Config, load_config
 from miniact.config.load import changed_keys, to_dict
@@ -165,6 +166,7 @@ def environment(config: Config) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"),  # sums round by their number
         "backend": resolve_backend(config.model.backend),
+        "processes": processes(),
         "seed": config.seed,
         "command": sys.argv[1:],
     }

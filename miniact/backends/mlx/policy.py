@@ -84,8 +84,11 @@ class MLXPolicy:
         temperature: float,
         seed: int,
     ) -> list[list[Sample]]:
+        return self.answer(Request(prompts, n, max_tokens, temperature, seed))
+
+    def answer(self, request: Request) -> list[list[Sample]]:
         self.model.eval()
-        samples = sample(self, Request(prompts, n, max_tokens, temperature, seed))
+        samples = sample(self, request)
         mx.clear_cache()  # the memory of a Mac is shared with everything else
         return samples
 

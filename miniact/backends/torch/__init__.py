@@ -8,5 +8,6 @@ head.py        from hidden states to log-probabilities, in pieces
 fast.py        LoRA and the gated MLP in fewer passes over memory
 device.py      which device, and in which precision
 memory.py      the memory of the device
+parallel.py    several processes: their messages, the sum of their gradients
 probe.py       how fast this machine is, and how much memory is free
 """

@@ -87,7 +87,6 @@ class TorchPolicy:
 
     # ---- sampling ------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def sample(
         self,
         prompts: Sequence[Sequence[int]],
@@ -96,9 +95,13 @@ class TorchPolicy:
         temperature: float,
         seed: int,
     ) -> list[list[Sample]]:
+        return self.answer(Request(prompts, n, max_tokens, temperature, seed))
+
+    @torch.no_grad()
+    def answer(self, request: Request) -> list[list[Sample]]:
         self._mode(training=False)
         with self._merged():
-            return sample(self, Request(prompts, n, max_tokens, temperature, seed))
+            return sample(self, request)
 
     def room(self) -> Room:
         return Room(
