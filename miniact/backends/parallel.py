@@ -109,23 +109,27 @@ class Member:
 
     def turn(self, call: bytes) -> list[Any]:
         """Do one call. In process 0 an error of any process is raised, in the others it is told."""
-        self.in_turn = True
+        self.in_turn, failure, value = True, None, None
         name, arguments = json.loads(call)
-        reply: dict[str, Any] = {"value": None, "error": "", "user": False}
         try:
-            reply["value"] = getattr(self, name)(*arguments)
+            value = getattr(self, name)(*arguments)
         except Lost:
             raise
         except Exception as error:  # one that fails must not keep the others waiting
-            reply |= {"error": str(error) or repr(error), "user": isinstance(error, UserError)}
-            if not reply["user"]:
-                traceback.print_exc()
+            failure = error
+        ours = isinstance(failure, UserError)
+        reply = {"value": value, "error": failure and (str(failure) or repr(failure)), "user": ours}
         replies = [json.loads(r) for r in self._exchange(self.team.collect, encode(reply))]
         self.in_turn = False
+        if failure and self.team.rank == 0:
+            raise failure
+        if failure and not ours:
+            traceback.print_exception(failure)
         for rank, told in enumerate(replies):
             if told["error"]:
-                where = f"process {rank}: " if rank else ""
-                raise (UserError if told["user"] else RuntimeError)(where + told["error"])
+                raise (UserError if told["user"] else RuntimeError)(
+                    f"process {rank}: {told['error']}"
+                )
         return [told["value"] for told in replies]
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from miniact import UserError
 from miniact.backends.sampling import stretches
 from miniact.config.sections import ModelConfig
 
-TIMEOUT = timedelta(minutes=30)  # for an answer or a sum: who takes longer counts as hung
+TIMEOUT = timedelta(hours=2)  # after the first is ready; the dead are noticed at once without it
 FOREVER = timedelta(days=365)  # for the next call: process 0 may be playing episodes
 BUCKET = 1 << 24  # numbers that are summed at once: fewer calls, and 64 MB beside the gradients
 
