@@ -1,7 +1,9 @@
 """What a model must do, once for each array library: nothing else imports torch or mlx.
 
 protocol.py   the policy: all that miniact asks of a model, and the only door to a backend
-parallel.py   several processes, one policy (launch.py: are there several? messages.py: JSON)
+launch.py     whether miniact was started as one of several processes
+parallel.py   several processes, one policy: each computes a share of every call
+messages.py   what one process tells another
 models.py     where a model comes from: a folder, a GGUF file, a package, the hub, built in
 layout.py     groups → rows of tokens; the only place where targets are shifted
 sampling.py   what is sampled together, the random numbers, the one decode loop

@@ -110,10 +110,10 @@ def uniforms(request: Request, chunk: Chunk) -> np.ndarray:
     say where in the counter a row begins: a stream of its own, whatever else is sampled.
     """
     prompts, answers = chunk
-    place = request.streams or range(len(request.prompts))
+    places = [request.streams[i] for i in prompts] if request.streams else prompts
     streams = (
-        np.random.Philox(key=request.seed, counter=[0, answer, place[prompt], 0])
-        for prompt in prompts
+        np.random.Philox(key=request.seed, counter=[0, answer, place, 0])
+        for place in places
         for answer in answers
     )
     size = request.max_tokens
