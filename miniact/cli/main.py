@@ -171,14 +171,14 @@ def evaluate(  # noqa: PLR0913
 
 @main.command()
 @click.argument("folder", type=PATH)
-@click.argument("what", type=click.Choice(["pair", "group", "episode", "results"]))
+@click.argument("what", type=click.Choice(["pair", "group", "episode", "thoughts", "results"]))
 @click.option("--stage", help="Which stage, for example 2-act (default: the last one).")
 @click.option(
     "--number", "-n", type=int, help="Which one, from 0 (default: the first that tells something)."
 )
 @friendly
 def show(folder: Path, what: str, stage: str | None, number: int | None) -> None:
-    """Print a pair, a rollout group, an episode or the results of FOLDER, a run or comparison."""
+    """Print a pair, a group, an episode, thoughts or the results of FOLDER, a run or comparison."""
     from miniact.tools.play import show_item
 
     show_item(folder, what, stage, number, terminal())

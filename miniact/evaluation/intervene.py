@@ -9,7 +9,8 @@ same prompt, and the model completes it:
     wrong     an argument for a wrong candidate, then <choice>
 
 A critic whose reasoning decides should do worse under `remove` and follow `wrong`; one that follows
-nothing has decided before it reasons. The words of the wrong argument are ours: `WRONG`.
+nothing has decided before it reasons. The words of the wrong argument are ours, in the wording's
+section "wrong rationale".
 """
 
 from __future__ import annotations
@@ -17,11 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from miniact.method.prompts import Prompter
-
-WRONG = (
-    'I compare the candidates. "{expert}" does not help with the task at this point. "{wrong}" is '
-    "what the task needs now. So the better action is number {number}: {wrong}."
-)
 
 
 def wrong_choice(choices: int, right: int) -> int:
@@ -39,5 +35,7 @@ def forced_prefix(prompter: Prompter, kind: str, actions: Sequence[str], right: 
     thought = ""
     if kind == "wrong":
         wrong = wrong_choice(len(actions), right)
-        thought = WRONG.format(expert=actions[right], wrong=actions[wrong], number=wrong + 1)
+        thought = prompter.wording.fill(
+            "wrong rationale", right=actions[right], wrong=actions[wrong], number=wrong + 1
+        )
     return prompter.render_thought(thought) + "<choice>"

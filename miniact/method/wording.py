@@ -26,8 +26,13 @@ SECTIONS: dict[str, tuple[str, ...]] = {  # with the fields that each must hold
     "choice of more, thinking": ("candidates",),
     "outcome": ("action", "outcome"),
     "reflection": ("taken", "others"),
+    "wrong rationale": ("wrong",),
 }
-MAY_HOLD = {"left out": ("count",), "reflection": ("action",)}  # and those that each may hold
+MAY_HOLD = {  # and those that each may hold
+    "left out": ("count",),
+    "reflection": ("action",),
+    "wrong rationale": ("right", "number"),
+}
 FIELD = re.compile(r"\{(\w+)\}")
 COUNT = re.compile(r"\\\{(?:number|count)\\\}")  # in an escaped line
 
@@ -68,7 +73,8 @@ class Wording:
 
     def heads(self) -> list[str]:
         """How the lines of a prompt begin, as regular expressions: foreign text may not."""
-        lines = (line for text in self.sections.values() for line in text.splitlines())
+        prompts = (text for name, text in self.sections.items() if name != "wrong rationale")
+        lines = (line for text in prompts for line in text.splitlines())
         parts = (re.split(r"\{(?!number|count)\w+\}", line)[0].strip() for line in lines)
         return sorted({COUNT.sub(r"\\d+", re.escape(part)) for part in parts if part})
 

@@ -20,6 +20,7 @@ from miniact.experiments.table import print_comparison
 from miniact.method.pairs import read_pairs
 from miniact.method.prompts import Prompter
 from miniact.runs.files import read_json, read_jsonl
+from miniact.tools.thoughts import show_thoughts
 from miniact.types import Question
 
 
@@ -72,6 +73,8 @@ def show_item(
                 f"{folder}: has {len(pairs)} pairs, none numbered {number}; count from 0"
             )
         _show_pair(pairs[number or 0], console)
+    elif what == "thoughts":
+        show_thoughts(folder, number, console)
     elif what == "group":
         stages = {file.stem: file for file in folder.glob("samples/*.jsonl")}
         _show_group(*_entry(stages, folder, what, stage, number), console)
