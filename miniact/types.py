@@ -45,6 +45,8 @@ class State:
     admissible: tuple[str, ...] | None = None
     earlier: int = 0
     compare: str = "words"  # the rule by which two actions are the same: rewards.py
+    marked: bool = False  # lines of observations tell who speaks: data/folding.py
+    tools: tuple[dict[str, Any], ...] = field(default=(), compare=False)  # that are at hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Trajectory:
     source: str = ""
     tools: tuple[dict[str, Any], ...] = ()  # definitions of the tools that were at hand
     compare: str = "words"  # how its actions are compared: "words", "exact" or "json"
+    marked: bool = False  # observations mark who speaks, and foreign text cannot: data/folding.py
 
     def state(self, i: int) -> State:
         """s_i: the state before step i, in which the expert chose `steps[i].action`."""
@@ -67,6 +70,8 @@ class Trajectory:
         return State(
             *(f"{self.id}#{i}", self.task, past, now.observation, now.admissible),
             compare=self.compare,
+            marked=self.marked,
+            tools=self.tools,
         )
 
 

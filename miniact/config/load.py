@@ -220,6 +220,8 @@ def _check_pairs(config: Config) -> None:
 def _check_replies(config: Config) -> None:
     """What holds between the form of a reply and those who ask for it: reasoning, and room."""
     reflects = "reflect" in config.recipe
+    if config.prompt.form == "chat" and reflects:
+        raise UserError("stage.reflect: writes its action in tags; use prompt.form: tags")
     if config.prompt.form == "plain":
         if reflects:
             raise UserError("stage.reflect: plain replies hold no reasoning; use prompt.form: tags")

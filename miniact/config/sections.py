@@ -78,8 +78,9 @@ class PromptConfig:
 
     form: str = key(
         "tags",
-        "tags: <action>…</action> and <choice>…</choice>; plain: the bare answer, for tiny models",
-        choices=("tags", "plain"),
+        "tags: <action>…</action> and <choice>…</choice>; plain: the bare answer, for tiny models; "
+        "chat: the dialogue as turns of the model's own template, tool calls in its own form",
+        choices=("tags", "plain", "chat"),
     )
     max_tokens: int = key(
         2048, f"longest prompt, in tokens; older history is dropped first; {OPEN}", low=0

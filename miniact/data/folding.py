@@ -81,6 +81,8 @@ def _row(dialogue: Dialogue, columns: _Columns, head: list[str]) -> Row:
         row["admissible"] = columns.menus
     if not columns.is_game:
         row["compare"] = "json" if columns.calls else "exact"
+    if columns.calls:
+        row["marked"] = True
     split = dialogue.row.get("split")
     row["split"] = split if isinstance(split, str) and split else "train"
     return {**row, "tools": dialogue.tools} if dialogue.tools else row
@@ -301,5 +303,21 @@ def guarded(text: str, names: Iterable[str] = ()) -> str:
     paid
     \\User: refund me
     """
-    marks = "|".join(["> ", "User: ", "System: ", *(f"{re.escape(name)}: " for name in names)])
-    return re.sub(rf"^(\\*)(?={marks})", r"\\\1", text, flags=re.MULTILINE)
+    return re.sub(rf"^(\\*)(?={_marks(names)})", r"\\\1", text, flags=re.MULTILINE)
+
+
+def _marks(names: Iterable[str]) -> str:
+    return "|".join(["> ", "User: ", "System: ", *(f"{re.escape(name)}: " for name in names)])
+
+
+def unguarded_parts(text: str, names: Iterable[str] = ()) -> list[tuple[str, str]]:
+    """The inverse: (who, what) of an observation, in order; who is "" for a result.
+
+    >>> unguarded_parts("paid\\n\\\\User: refund me\\nUser: thanks")
+    [('', 'paid\\nUser: refund me'), ('User', 'thanks')]
+    """
+    pieces = re.split(rf"^({_marks(names)})", text, flags=re.MULTILINE)
+    spoken = [("", pieces[0]), *zip((mark.rstrip(": ") for mark in pieces[1::2]), pieces[2::2])]
+    unguard = re.compile(rf"^\\(\\*)(?={_marks(names)})", re.MULTILINE)
+    parts = [(who, unguard.sub(r"\1", said.removesuffix("\n"))) for who, said in spoken]
+    return [(who, said) for who, said in parts if who or said]

@@ -46,6 +46,7 @@ def to_row(t: Trajectory) -> dict[str, Any]:
         row["admissible"] = [list(s.admissible or ()) for s in t.steps]
     row |= {"success": t.success, "split": t.split, "source": t.source}
     row |= {"tools": list(t.tools)} if t.tools else {}
+    row |= {"marked": True} if t.marked else {}
     return row if t.compare == "words" else {**row, "compare": t.compare}
 
 
@@ -117,6 +118,7 @@ def from_row(row: Any, where: str, default_id: str = "") -> Trajectory:
         source=str(row.get("source") or ""),
         compare=_rule(row.get("compare") or "words", where),
         tools=_tools(row.get("tools") or [], where),
+        marked=row.get("marked") is True,
     )
 
 

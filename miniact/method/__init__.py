@@ -14,7 +14,10 @@ rl.py        RL on actions, the twin of act.py
 stage.py     what the three loops have in common: Stage, imitate, reinforce
 pairs.py     contrastive pairs: sample, filter, present in a drawn order
 prompts.py   states and actions → prompts; replies → actions and choices
+calls.py     tool calls as text, in the forms of different models
 template.py  the chat template of a model: its switch for thinking, its date, what it refuses
+chat.py      the form `chat`: turns of the model's own template, tool calls in its own form
+quoting.py   foreign text takes no meaning
 wording.py   the words of the prompts: a text file, miniact's or the user's
 rewards.py   when two actions are the same; the two rewards
 grpo.py      advantages, normalisers, one GRPO step

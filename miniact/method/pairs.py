@@ -227,9 +227,8 @@ def pair_row(pair: Question, history: int | None = None) -> dict[str, Any]:
 def state_row(state: State, history: int | None) -> dict[str, Any]:
     cut = 0 if history is None else max(len(state.history) - history, 0)
     row = asdict(replace(state, history=state.history[cut:], earlier=state.earlier + cut))
-    if state.compare == "words":  # as it was before there were other rules
-        del row["compare"]
-    return row
+    usual = {"compare": "words", "marked": False, "tools": ()}  # left out, as they were before
+    return {name: value for name, value in row.items() if usual.get(name, ...) != value}
 
 
 def state_from(row: dict[str, Any]) -> State:
@@ -244,6 +243,8 @@ def state_from(row: dict[str, Any]) -> State:
         None if admissible is None else tuple(admissible),
         field(state, "earlier", "a count", 0),
         field(state, "compare", "text", "words"),
+        state.get("marked") is True,
+        tuple(field(state, "tools", "a list of objects", ())),
     )
 
 

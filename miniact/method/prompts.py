@@ -7,6 +7,7 @@ chat template.
 
     tags form    reasoning … <action>go to shelf 1</action>      reasoning … <choice>2</choice>
     plain form   go to shelf 1                                   2  (or the chosen action itself)
+    chat form    the turns of the dialogue, and tool calls, in the template's own form: chat.py
 
 Text from the environment is data: anything in it that looks like one of our tags or like one of the
 tokenizer's control tokens is written with a backslash (`<\\choice>`), so it can end no turn and
@@ -26,27 +27,12 @@ from typing import Any
 
 from miniact import UserError
 from miniact.config.sections import PromptConfig
+from miniact.method.chat import Chat
+from miniact.method.quoting import escape, escape_calls, unescape
 from miniact.method.rewards import same_action
 from miniact.method.template import Template
 from miniact.method.wording import Wording
 from miniact.types import Sample, State
-
-_NAMES = "action|choice|think"
-_TAG = re.compile(rf"<(\\*)(?=/?(?:{_NAMES})>|\|)")
-_ESCAPED = re.compile(rf"<\\(\\*)(?=/?(?:{_NAMES})>|\|)")
-
-
-def escape(text: str) -> str:
-    """Take the meaning out of every tag in foreign text. `unescape` is its inverse.
-
-    >>> print(escape("see <choice>1</choice>"))
-    see <\\choice>1<\\/choice>
-    """
-    return _TAG.sub(lambda m: "<\\" + m[1], text)
-
-
-def unescape(text: str) -> str:
-    return _ESCAPED.sub(lambda m: "<" + m[1], text)
 
 
 def _tagged(name: str, text: str) -> str:
@@ -79,6 +65,7 @@ class Prompter:
     def __init__(self, tokenizer: Any, config: PromptConfig) -> None:
         self.tokenizer, self.config, self.wording = tokenizer, config, Wording(config)
         self.template = Template(tokenizer)
+        self.chat = Chat(self.template, self._harmless) if config.form == "chat" else None
         self._shorten = functools.lru_cache(maxsize=1024)(self._shorten_text)
         control = [t for t in tokenizer.get_added_vocab() if len(t.strip()) > 1]  # no runs of space
         # matches only the first character of a token, so that overlapping tokens are all found
@@ -112,6 +99,8 @@ class Prompter:
 
     def render_action(self, action: str) -> str:
         """The reply that stands for an action, without reasoning: the target of imitation."""
+        if self.chat:
+            return self.chat.render(action)
         return action if self.config.form == "plain" else _tagged("action", action)
 
     def render_choice(self, choice: int) -> str:
@@ -147,12 +136,14 @@ class Prompter:
 
     def parse_action(self, reply: str) -> str | None:
         """The action in a reply, exactly as written; None if the reply holds no single answer."""
+        if self.chat:
+            return self.chat.parse(reply)
         answer = reply if self.config.form == "plain" else _inside("action", reply)
         return answer if answer is not None and answer.strip() else None
 
     def action_in(self, answer: Sample) -> str | None:
-        """The action in a sampled answer; a bare one that was cut off is none."""
-        bare = self.config.form == "plain"
+        """The action in a sampled answer; one without tags that was cut off is none."""
+        bare = self.config.form != "tags"
         return None if bare and answer.stop == "length" else self.parse_action(answer.text)
 
     def parse_choice(self, reply: str, actions: Sequence[str], rule: str = "words") -> int | None:
@@ -169,7 +160,7 @@ class Prompter:
     def parse_thought(self, reply: str) -> str | None:
         """The reasoning before the answer; None if it never came to an end."""
         thought, end, _ = reply.rpartition("</think>")
-        if not end and not self.template.tags_thought:
+        if not end and not self.template.tags_thought and not self.chat:
             thought, end, _ = re.split("(<action>|<choice>|$)", reply, maxsplit=1)
         return thought.replace("<think>", "", 1).strip() if end else None
 
@@ -188,7 +179,7 @@ class Prompter:
         return self._harmless(self._line.sub(r"\\", text))
 
     def _harmless(self, text: str) -> str:
-        text = escape(text)
+        text = escape_calls(text) if self.config.form == "chat" else escape(text)
         if self._control:
             text = self._control.sub(lambda m: m[0] + "\\", text)
         if self._open_end and self._open_end.search(text):
@@ -219,6 +210,8 @@ class Prompter:
         return shown
 
     def _ask_action(self, thinking: bool) -> str:
+        if self.chat:  # it is simply the model's turn
+            return ""
         return self.wording.fill("action, thinking" if thinking else "action")
 
     def _ask_choice(self, actions: Sequence[str], thinking: bool) -> str:
@@ -256,6 +249,17 @@ class Prompter:
             lines.append(fill("admissible", actions=", ".join(map(quote, state.admissible))))
         return "\n".join([*lines, question] if question else lines)
 
+    def _dialogue(self, state: State, turns: int, question: str, thinking: bool) -> str:
+        """The same as the turns of a dialogue."""
+        assert self.chat is not None
+        missing = len(state.history) - turns + state.earlier
+        left_out = self.wording.fill("left out", count=missing) if missing else ""
+        listed = state.admissible if self.config.show_admissible else None
+        shown = self.wording.fill("admissible", actions=", ".join(listed)) if listed else ""
+        asked = "\n".join(part for part in (shown, question) if part)
+        messages = self.chat.messages(state, turns, left_out, asked)
+        return self.chat.text(messages, state, thinking)
+
     def _encode(self, body: str, thinking: bool) -> tuple[int, ...]:
         """One user turn in the model's own template, up to where the reply starts."""
         message = {"role": "user", "content": body}
@@ -267,6 +271,8 @@ class Prompter:
         limit, past = self.config.max_tokens or math.inf, len(state.history)
 
         def shown(turns: int) -> tuple[int, ...]:
+            if self.chat:
+                return self.template.encode(self._dialogue(state, turns, question, thinking))
             return self._encode(self._body(state, turns, question), thinking)
 
         most = min(past, self.config.history)

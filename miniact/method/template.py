@@ -57,15 +57,17 @@ class Template:
         messages: Sequence[Message],
         thinking: bool = False,
         tools: Sequence[dict[str, Any]] | None = None,
+        generation: bool = True,
     ) -> str:
-        """The text up to where the reply to the last message starts."""
+        """The text up to where the reply to the last message starts; without `generation`, up to
+        the end of the last message."""
         if not self.exists:
             return "\n\n".join([*(message["content"] for message in messages), "Answer:"])
         try:
-            return self._apply(messages, thinking, tools)
+            return self._apply(messages, thinking, tools, generation)
         except (TemplateError, TypeError, ValueError) as error:
             if messages[0]["role"] == "system" and len(messages) > 1:  # Gemma 2 has no such role
-                return self.render(_without_system(messages), thinking, tools)
+                return self.render(_without_system(messages), thinking, tools, generation)
             roles = ", ".join(message["role"] for message in messages)
             self._refuse(f"refuses messages of {roles} ({error})")
 
@@ -89,7 +91,11 @@ class Template:
         ) from None
 
     def _apply(
-        self, messages: Sequence[Message], thinking: bool, tools: Sequence[dict[str, Any]] | None
+        self,
+        messages: Sequence[Message],
+        thinking: bool,
+        tools: Sequence[dict[str, Any]] | None,
+        generation: bool,
     ) -> str:
         source = self.tokenizer.get_chat_template(None, tools)
         return self.tokenizer.apply_chat_template(
@@ -97,7 +103,7 @@ class Template:
             tools=list(tools) if tools else None,
             chat_template=_PINNED + source if "strftime_now" in source else source,
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=generation,
             **({self._switch: thinking} if self._switch else {}),
         )
 

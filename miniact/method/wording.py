@@ -42,7 +42,8 @@ class Wording:
 
     def __init__(self, config: PromptConfig) -> None:
         builtin = re.fullmatch(r"builtin:(tags|plain)", config.wording)
-        shipped = Path(__file__).with_name(f"wording.{builtin[1] if builtin else config.form}.txt")
+        form = builtin[1] if builtin else "plain" if config.form == "plain" else "tags"
+        shipped = Path(__file__).with_name(f"wording.{form}.txt")
         self.file = Path(config.wording) if config.wording and not builtin else shipped
         try:
             self.text = self.file.read_text(encoding="utf-8")

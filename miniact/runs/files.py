@@ -185,6 +185,9 @@ _IS: dict[str, Callable[[Any], bool]] = {
     "[[observation, action], …]": _are_turns,
     "[[action, outcome], …]": _are_turns,
     "a count": lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
+    "a list of objects": lambda v: (
+        isinstance(v, list) and all(isinstance(x, dict) and not _HALF.search(_line(x)) for x in v)
+    ),
     "an object": lambda v: isinstance(v, dict) and not _HALF.search(_line(v)),
 }
 
