@@ -179,6 +179,8 @@ class Scored:
     reward: float
     correct: bool
     valid: bool  # the answer could be parsed
+    actions: tuple[str, ...] = ()  # those that were shown (act), or the expert's alone (rl)
+    right: int = 0  # the expert's among them
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,32 @@ def sentences(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def compared(comparison: dict[str, Any]) -> list[str]:
+    """What a comparison says: each row against the baseline, where the interval leaves out 0."""
+    rows, seeds = comparison["rows"], comparison["seeds"]
+    names = {row["recipe"]: row.get("label") or row["recipe"] for row in rows}
+    baseline = names.get(comparison["baseline"], comparison["baseline"])
+    said = []
+    for row in rows:
+        ways: dict[str, list[str]] = {"higher": [], "lower": []}
+        for label in main_rows(row.get("difference") or {}):
+            change = row["difference"][label]
+            if change.get("low") is not None and not change["low"] <= 0 <= change["high"]:
+                way = "higher" if change["mean"] > 0 else "lower"
+                points = percent(abs(change["mean"]))
+                ways[way].append(f"{label.strip()} (by {points} points)")
+        told = [f"{way} in {', '.join(which)}" for way, which in ways.items() if which]
+        if told:
+            said.append(f"{names[row['recipe']]} is {'; '.join(told)} than {baseline}.")
+    if len(seeds) < 2:
+        return ["With one seed there are no intervals, so no recipe can be told from another."]
+    return [
+        *(said or [f"No recipe can be told from {baseline}."]),
+        f"All else cannot be told apart over {len(seeds)} seeds: its 95 % interval of the paired "
+        "difference holds 0, which is no proof that there is no difference.",
+    ]
+
+
 def meanings(results: dict[str, Any]) -> dict[str, str]:
     """Word → what it means, for every row of the table of results."""
     metrics = [metric for ev in results.values() for metric, _ in labelled(ev).values()]

@@ -40,4 +40,5 @@ def score(prompter: Prompter, config: ACTConfig, shown: Shown, answer: Sample) -
     reward = choice_reward(choice, shown.right, format_weight=config.format_weight)
     chosen = None if choice is None else actions[choice]
     reply = Reply(shown.state, expert, chosen, answer.text, correct, reward, actions)
-    return Scored(judged(config.reward, reply), correct, valid=choice is not None)
+    earned = judged(config.reward, reply)
+    return Scored(earned, correct, choice is not None, tuple(actions), shown.right)

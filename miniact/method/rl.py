@@ -38,4 +38,4 @@ def score(
     )
     correct = action is not None and same_action(action, expert, state.compare)
     reply = Reply(state, expert, action, answer.text, correct, reward)
-    return Scored(judged(config.reward, reply), correct, valid=action is not None)
+    return Scored(judged(config.reward, reply), correct, action is not None, (expert,))

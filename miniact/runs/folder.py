@@ -4,7 +4,8 @@
     wording.txt           the words of its prompts, if they are not miniact's
     trajectories.jsonl    expert trajectories            pairs.jsonl        contrastive pairs
     metrics.jsonl         one line per training step     tensorboard/       the same, as events
-    stages/<k>-<name>/    adapter/ when done, checkpoint-<step>/ before; eval.json, episodes.jsonl
+    stages/<k>-<name>/    adapter/ when done, checkpoint-<step>/ before; eval.json, episodes.jsonl,
+                          judgements.jsonl (the critic's held-out answers)
     samples/<k>-<name>.jsonl   prompts, replies, rewards, advantages
     results.json, results.txt, curves.png                  the final table and its picture
 

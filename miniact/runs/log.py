@@ -99,6 +99,8 @@ class StageLog:
         return {
             "step": step,
             "prompt": self.decode(rollout.prompt),
+            "actions": list(rollout.scored[0].actions),
+            "right": rollout.scored[0].right,
             "answers": [
                 {
                     "reply": sample.text,

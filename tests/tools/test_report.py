@@ -87,7 +87,8 @@ def a_rollout(prompter: Prompter, step: int, kind: str, extra: str = "") -> Roll
         right, wrong = "<action>open drawer</action>", "<action>wait</action>"
     texts = [f"Because{extra} {right}"] * 4 if step else [right, right, f"No{extra} {wrong}", "eh?"]
     correct = [right in text for text in texts]
-    scored = [Scored(float(c), c, "<" in text) for c, text in zip(correct, texts)]
+    asked = (shown.actions, 1) if kind == "act" else ((pair.expert,), 0)
+    scored = [Scored(float(c), c, "<" in text, *asked) for c, text in zip(correct, texts)]
     samples = [Sample((1, 2), (-0.5, -0.5), t, "end" if "<" in t else "length") for t in texts]
     return Rollout(prompt, samples, scored, advantages(np.array([s.reward for s in scored])))
 
@@ -138,10 +139,25 @@ def make_run(
                 ]
             (path / "stages" / stage).mkdir(parents=True, exist_ok=True)
             write_jsonl(path / "stages" / stage / "episodes.jsonl", map(asdict, episodes))
+            write_jsonl(path / "stages" / stage / "judgements.jsonl", judgements(number, extra))
             results["base" if not number else stage] = result
     seconds = {"collect": 1.0, "evaluate": 2.5, **{s: 60.0 for s in results if s != "base"}}
     write_json(path / "results.json", {"results": results, "seconds": seconds})
     return path
+
+
+def judgements(stage: int, extra: str) -> Iterator[dict[str, Any]]:
+    """Both orders of three held-out questions. The base model never answers, later ones do."""
+    for pair in (a_pair(i, extra) for i in (0, 2, 4)):
+        for right in (0, 1):
+            reply = f"So{extra} <choice>{right + 1}</choice>" if stage else "eh?"
+            yield {
+                "state": pair.state.id,
+                "actions": list(pair.present(right).actions),
+                "right": right,
+                "choice": right if stage else None,
+                "reply": reply,
+            }
 
 
 def numbers(kind: str, step: int, seed: int) -> dict[str, float]:
@@ -487,6 +503,9 @@ class Page:
     def find(self, css: str) -> list[Any]:
         return self.browser.find_elements("css selector", css)
 
+    def click(self, css: str, number: int = 0) -> None:
+        self.js("document.querySelectorAll(arguments[0])[arguments[1]].click()", css, number)
+
     def text(self, css: str) -> str:
         return self.js("return document.querySelector(arguments[0]).textContent", css)
 
@@ -538,18 +557,18 @@ def test_the_table_says_what_was_measured(chromium, run_folder, comparison):
     page = Page(chromium, run_folder)
     rows = [row.text.split() for row in page.find("#results-table tbody tr")]
     assert [row[:2] for row in rows[1:]] == [["after", s] for s in ("il", "act", "rl")]
-    assert rows[3][2:4] == ["75.0", "30.1–95.4"]  # 3 of 4, Wilson
+    assert rows[3][2:4] == ["75.0", "30–95"]  # 3 of 4, Wilson
     page = Page(chromium, comparison)
     first, second = (row.text for row in page.find("#results-table tbody tr"))
     assert "baseline" in first and "▲" not in first
-    assert "▲ +10.0 [2.0, 18.0]" in second and "\n+10.0 [−5.0, 25.0]" in second
-    page.find("#results-table th button")[0].click()
+    assert "▲ +10.0 [2, 18]" in second and "\n+10.0 [−5, 25]" in second
+    page.click("#results-table th button")
     assert page.find("#results-table tbody th")[0].text == "il → act → rl"
     assert page.find("th[aria-sort=descending]")
     before = len(page.find("#results-table thead th"))
-    page.find("#all-metrics")[0].click()
+    page.click("#all-metrics")
     assert len(page.find("#results-table thead th")) > before
-    page.find("#recipes input")[0].click()
+    page.click("#recipes input")
     assert [th.text for th in page.find("#results-table tbody th")] == ["il → act → rl"]
     assert "il → act" in page.text("#forest .legend, #stages .legend")
     assert len(page.find("#stages figure:first-child .legend li")) == 1
@@ -698,6 +717,86 @@ def test_a_pair_shows_reasoning_choice_and_the_right_answer(chromium, run_folder
     assert "advantage -0.866" in shown[3] and "cut off" in shown[3]
 
 
+def test_the_reader_is_the_critic(chromium, run_folder, tmp_path):
+    """Choose, then see what the model chose after every stage, and the score of both."""
+    page = Page(chromium, run_folder)
+    assert len(page.data["quiz"]) == 3 and page.errors() == []
+    assert "put pen 0 in drawer" in page.text("#quiz-card h3")
+    for number, question in enumerate(page.data["quiz"], start=1):
+        assert "eh?" not in page.text("#quiz-card")  # nothing is told before one has chosen
+        assert not page.find("button.option.right")
+        wrong = number == 2
+        page.click("button.option", question["right"] ^ wrong)
+        assert "✓ the expert’s" in page.text("button.option.right")
+        said = [li.text for li in page.find("#quiz .answers li")]
+        assert [line.split("\n")[0] for line in said] == [
+            "base",
+            "after il",
+            "after act",
+            "after rl",
+        ]
+        assert "no valid choice" in said[0] and "eh?" in said[0]
+        assert f"✓ chose {question['right'] + 1}" in said[2] and "So " in said[2]
+        if number < 3:
+            page.keys("ENTER")  # the focus is on the next question
+    assert "Right so far: you 2 of 3; the model base 0, after il 3" in page.text("#quiz-score")
+    old = shutil.copytree(run_folder, tmp_path / "old")  # a run of before there were judgements
+    for file in old.glob("stages/*/judgements.jsonl"):
+        file.unlink()
+    page = Page(chromium, old)
+    assert not page.find("#quiz") and page.errors() == []
+
+
+def test_the_verdict_comes_first_and_in_words(chromium, run_folder, comparison):
+    page = Page(chromium, run_folder)
+    order = page.js("return [...document.querySelectorAll('main > section')].map(s => s.id)")
+    assert order[:4] == ["words", "quiz", "samples", "results"]
+    assert len(page.find("#verdict p")) == 3 and "What one seed cannot say" in page.text("#verdict")
+    page = Page(chromium, comparison)
+    assert "(by 10.0 points)" in page.text("#verdict") and "than il." in page.text("#verdict")
+
+
+def test_every_word_of_the_table_is_explained_under_it(chromium, run_folder):
+    page = Page(chromium, run_folder)
+    heads = {th.text.split(",")[0] for th in page.find("#results-table thead button")}
+    words = {dt.text.split(",")[0] for dt in page.find("#words-of-table dt")}
+    assert heads == words and "success" in words
+
+
+def test_an_episode_has_a_link_of_its_own(chromium, run_folder):
+    page = Page(chromium, run_folder)
+    page.open("episodes")
+    page.click(".list button", 2)
+    task = page.text(".detail h3")
+    target = page.find(".detail .meta a")[0].get_attribute("href")
+    chromium.get("about:blank")
+    chromium.get(target)
+    page.wait("return document.documentElement.dataset.ready === 'true'")
+    assert page.text(".detail h3") == task
+
+
+def test_the_numbers_come_as_csv(chromium, comparison):
+    page = Page(chromium, comparison)
+    page.js(
+        "window.made = null; URL.createObjectURL = (blob) => { window.made = blob; return '#'; };"
+    )
+    page.click("#csv")
+    page.js("window.made.text().then((text) => { window.text = text; })")
+    page.wait("return window.text !== undefined")
+    lines = page.js("return window.text").splitlines()
+    assert lines[0].startswith("recipe,measure,value,low,high,difference")
+    assert 'il → act → rl,"success, id",0.6,0.4,0.72,' in "\n".join(lines)
+
+
+def test_on_a_phone_the_table_is_read_downwards(chromium, run_folder):
+    page = Page(chromium, run_folder, width=390)
+    box = "return arguments[0].getBoundingClientRect().right <= 390"
+    cells = page.find("#results-table tbody td")
+    assert cells and all(page.js(box, cell) for cell in cells)
+    label = "return getComputedStyle(arguments[0], '::before').content"
+    assert "success, id" in page.js(label, cells[0])
+
+
 def test_light_and_dark(chromium, run_folder):
     page = Page(chromium, run_folder, dark=False)
     light = page.colour("body", "backgroundColor")
@@ -736,7 +835,7 @@ def test_all_of_it_works_from_the_keyboard(chromium, comparison):
     assert page.text("#announce").startswith("step 1: il ")
     page.js("document.querySelector('#forest svg.chart').focus()")
     page.keys("ARROW_DOWN")
-    assert page.text("#announce").startswith("il: 50.0 [40.0–72.0], 2 seeds")
+    assert page.text("#announce").startswith("il: 50.0 [40–72], 2 seeds")
     nameless = page.js(
         "return [...document.querySelectorAll('button, select, input, [role=img], [role=region]')]"
         ".filter(n => !(n.getAttribute('aria-label') || n.textContent.trim() || n.labels?.length))"

@@ -42,8 +42,10 @@ function number(value) {
   if (size !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(1);
   return Number(value.toPrecision(size >= 1000 ? 6 : 3)).toLocaleString("en");
 }
-const percent = (value) => (isNumber(value) ? (100 * value).toFixed(1).replace(/^-0\.0$/, "0.0") : "–");
+/* As in the terminal: one digit, the ends of an interval none; halves go up. */
+const percent = (value, digits = 1) => (isNumber(value) ? (100 * value + Math.sign(value) * 1e-9).toFixed(digits).replace(/^-(0(\.0)?)$/, "$1") : "–");
 const show = (value, share) => (share ? percent(value) : number(value));
+const end = (value, share) => (share ? percent(value, 0) : number(value));
 
 function duration(seconds) {
   if (!isNumber(seconds)) return "–";
@@ -193,7 +195,7 @@ function lineChart({ title, sub, about, series, share, full, names }) {
       const points = seen.map((s) => (now === null ? s.x.length - 1 : pointAt(s, xs[now])));
       seen.forEach((s, k) => {
         const i = points[k];
-        const range = i >= 0 && (names || s.n > 1) && ` [${show(s.low[i], share)}–${show(s.high[i], share)}]`;
+        const range = i >= 0 && (names || s.n > 1) && ` [${end(s.low[i], share)}–${end(s.high[i], share)}]`;
         outputs[k].replaceChildren(i >= 0 ? show(s.y[i], share) : "–", el("small", {}, range || ""));
       });
       if (aloud) announce(`${where}: ${seen.map((s, k) => `${s.who} ${points[k] >= 0 ? show(s.y[points[k]], share) : "none"}`).join(", ")}`);
@@ -330,7 +332,7 @@ function resultRows() {
   if (data.compared) {
     return recipes.map((r, i) => ({ recipe: i, label: r.label, baseline: r.name === data.baseline, steps: r.steps, cells: r.compared, difference: r.difference }));
   }
-  return recipes[0].evaluations.map((e) => ({ recipe: 0, label: e.stage === "base" ? "base" : `after ${stageName(e.stage)}`, cells: e.rates, difference: {} }));
+  return recipes[0].evaluations.map((e) => ({ recipe: 0, label: e.stage === "base" ? data.start : `after ${stageName(e.stage)}`, cells: e.rates, difference: {} }));
 }
 const columns = data.metrics.concat(unique(recipes.flatMap((r) => Object.keys(r.compared)))
   .filter((label) => !data.metrics.some((m) => m.label === label)).map((label) => ({ label, main: true })));
@@ -361,14 +363,25 @@ function resultsTable() {
           counts[i].length === 1 && el("span", { class: "count" }, data.compared ? counts[i][0] : `n = ${counts[i][0]}`))))),
       el("tbody", {}, body.map((row) => el("tr", {}, el("th", { scope: "row" }, row.label, row.baseline && el("span", { class: "baseline" }, "baseline")),
         shown.map((c, i) => resultCell(row.cells[c.label], row.difference[c.label], c.label, counts[i].length > 1)))))));
+    byId("words-of-table").replaceChildren(...shown.filter((c) => data.meanings[c.label]).map((c) => [el("dt", {}, c.label), el("dd", {}, data.meanings[c.label])]).flat());
   };
   byId("all-metrics").addEventListener("change", draw);
+  byId("csv").addEventListener("click", () => {
+    const cells = (text) => (/[",\n]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text);
+    const lines = rows.flatMap((row) => columns.filter((c) => row.cells[c.label]).map((c) => {
+      const { mean, low, high } = row.cells[c.label], change = row.difference[c.label] || {};
+      return [row.label, c.label, mean, low, high, change.mean, change.low, change.high].map((v) => cells(v == null ? "" : String(v))).join(",");
+    }));
+    const text = [`${data.compared ? "recipe" : "stage"},measure,value,low,high,difference,difference_low,difference_high`, ...lines].join("\n");
+    const link = el("a", { href: URL.createObjectURL(new Blob([`${text}\n`], { type: "text/csv" })), download: `${data.folder}.csv` });
+    link.click();
+  });
   redraws.push(draw);
   draw();
 }
 
 function resultCell(cell, difference, label, withCount) {
-  if (!cell || !isNumber(cell.mean)) return el("td", { class: "soft" }, "–");
+  if (!cell || !isNumber(cell.mean)) return el("td", { class: "soft", "data-label": label }, "–");
   const share = isShare(label);
   const each = (cell.seeds || []).map((v) => show(v, share)).join(" / ");
   let delta = null;
@@ -379,12 +392,13 @@ function resultCell(cell, difference, label, withCount) {
       const size = show(Math.abs(v), share);
       return (/[1-9]/.test(size) ? (v < 0 ? "−" : plus) : "") + size;
     };
+    const signedEnd = (v) => (isNumber(v) ? `${v < 0 && /[1-9]/.test(end(-v, share)) ? "−" : ""}${end(Math.abs(v), share)}` : "–");
     delta = el("span", { class: `delta${better > 0 ? " up" : better < 0 ? " down" : ""}` },
-      `${clear > 0 ? "▲ " : clear < 0 ? "▼ " : ""}${signed(difference.mean, "+")} [${signed(difference.low)}, ${signed(difference.high)}]`);
+      `${clear > 0 ? "▲ " : clear < 0 ? "▼ " : ""}${signed(difference.mean, "+")} [${signedEnd(difference.low)}, ${signedEnd(difference.high)}]`);
   }
-  return el("td", { title: [each && cell.seeds.length > 1 && `seeds: ${each}`, isNumber(cell.std) && `std ${show(cell.std, share)}`].filter(Boolean).join("; ") },
+  return el("td", { "data-label": isShare(label) ? `${label}, %` : label, title: [each && cell.seeds.length > 1 && `seeds: ${each}`, isNumber(cell.std) && `std ${show(cell.std, share)}`].filter(Boolean).join("; ") },
     el("span", { class: "value" }, show(cell.mean, share)),
-    isNumber(cell.low) && el("span", { class: "interval" }, `${show(cell.low, share)}–${show(cell.high, share)}`),
+    isNumber(cell.low) && el("span", { class: "interval" }, `${end(cell.low, share)}–${end(cell.high, share)}`),
     delta, withCount && el("span", { class: "count" }, `n = ${countOf(cell)}`));
 }
 
@@ -407,7 +421,7 @@ function results() {
       const share = isShare(c.label), base = recipes.find((r) => r.name === data.baseline);
       const rows = recipes.map((r, i) => [r.compared[c.label], r, i]).filter(([cell]) => cell && isNumber(cell.mean)).map(([cell, r, i]) => ({
         recipe: i, label: r.label, note: show(cell.mean, share),
-        said: `${show(cell.mean, share)} [${show(cell.low, share)}–${show(cell.high, share)}], ${countOf(cell)}: ${(cell.seeds || []).map((v) => show(v, share)).join(" / ")}`,
+        said: `${show(cell.mean, share)} [${end(cell.low, share)}–${end(cell.high, share)}], ${countOf(cell)}: ${(cell.seeds || []).map((v) => show(v, share)).join(" / ")}`,
         marks: [{ value: cell.mean, low: cell.low, high: cell.high, seeds: cell.seeds, shape: i, ink: colour(i) }],
       }));
       return rows.length ? dotChart({ title: c.label, sub: share ? "%" : "", about: data.meanings[c.label], rows, share, reference: base && base.compared[c.label] && base.compared[c.label].mean, resting: unique(rows.map((row) => countOf(recipes[row.recipe].compared[c.label]))).join(", ") }) : null;
@@ -472,7 +486,7 @@ function position() {
   const add = (recipe, label, positions) => {
     const marks = places.map((place, i) => {
       const rate = positions[place];
-      const said = rate ? `${place} ${percent(rate.mean)} [${percent(rate.low)}–${percent(rate.high)}], n = ${rate.counts.join(" + ")}` : `${place} –`;
+      const said = rate ? `${place} ${percent(rate.mean)} [${percent(rate.low, 0)}–${percent(rate.high, 0)}], n = ${rate.counts.join(" + ")}` : `${place} –`;
       return { ...rate, value: rate && rate.mean, seeds: many && rate ? rate.seeds : [], shape: i, ink: colour(i), hollow: i % 2 === 1, said };
     });
     if (marks.some((m) => isNumber(m.value))) rows.push({ recipe, label, marks, note: marks.map((m) => percent(m.value)).join(" | "), said: marks.map((m) => m.said).join("; ") });
@@ -488,6 +502,65 @@ function position() {
     rows, share: true, reference: 1 / places.length, whole: true, resting: `n = ${counts.join(", ")} answers a mark`,
     legend: swatches(places.map((place, i) => [`right answer ${place}`, mark(i, 13, 5, 3.6, colour(i), i % 2 === 1)])),
   }));
+}
+
+// ---- in words, and be the critic -------------------------------------------------------------
+
+function verdict() {
+  byId("verdict").append(...data.verdict.map((sentence) => el("p", {}, sentence)));
+}
+
+/* Held-out questions, one at a time: choose, then see what the model chose after each stage. */
+function quiz() {
+  if (!data.quiz.length) {
+    byId("quiz").remove();
+    document.querySelector("nav a[href='#quiz']").remove();
+    return;
+  }
+  const stages = unique(data.quiz.flatMap((q) => q.answers.map((a) => a.stage)));
+  const named = (stage) => (stage === "base" ? data.start : `after ${stageName(stage)}`);
+  const right = Object.fromEntries(["you", ...stages].map((who) => [who, 0]));
+  let at = 0, answered = 0;
+  const score = el("p", { class: "meta", role: "status", id: "quiz-score" });
+  const card = el("div", { class: "quiz", id: "quiz-card" });
+  const tell = () => {
+    score.textContent = answered
+      ? `Right so far: you ${right.you} of ${answered}; the model ${stages.map((s) => `${named(s)} ${right[s]}`).join(", ")}.`
+      : `${plural(data.quiz.length, "question")}, drawn evenly from those that no stage was trained on.`;
+  };
+  const draw = () => {
+    const q = data.quiz[at];
+    const buttons = q.actions.map((text, i) => el("button", { type: "button", class: "option", onclick: () => answer(i) }, el("b", {}, `Action ${i + 1}`), el("span", { class: "foreign" }, text)));
+    const after = el("div", { class: "after" });
+    const answer = (mine) => {
+      answered += 1;
+      right.you += mine === q.right;
+      q.answers.forEach((a) => { right[a.stage] += a.choice === q.right; });
+      buttons.forEach((button, i) => {
+        button.disabled = true;
+        if (i === q.right) button.classList.add("right");
+        button.firstChild.append(i === q.right ? " ✓ the expert’s" : "", i === mine ? " · your choice" : "");
+      });
+      after.append(el("p", {}, tag(mine === q.right ? "✓ right" : "✗ wrong", mine === q.right ? "good" : "bad"), mine === q.right ? "You chose as the expert did." : "The expert took the other action."),
+        el("ol", { class: "answers" }, q.answers.map((a) => el("li", {},
+          el("div", { class: "score" }, el("b", { class: a.choice === q.right ? "good" : "bad" }, named(a.stage)),
+            el("div", {}, a.choice == null ? "✗ no valid choice" : `${a.choice === q.right ? "✓" : "✗"} chose ${a.choice + 1}`)),
+          el("div", { class: "foreign" }, replyNodes(a.reply))))),
+        at + 1 < data.quiz.length
+          ? el("button", { type: "button", id: "quiz-next", onclick: () => { at += 1; draw(); card.querySelector("button.option").focus(); } }, "Next question")
+          : el("p", {}, "That was the last one."));
+      tell();
+      (after.querySelector("#quiz-next") || buttons[0]).focus();
+    };
+    card.replaceChildren(el("h3", {}, `${at + 1} of ${data.quiz.length}: `, el("span", {}, q.task)),
+      q.history.length > 0 && el("details", { class: "history" }, el("summary", {}, plural(q.history.length, "earlier turn")),
+        el("div", { class: "box prompt foreign", tabindex: 0 }, q.history.map(([seen, done]) => [`${seen}\n`, el("span", { class: "answer" }, `> ${done}\n`)]))) || "",
+      el("div", { class: "box foreign" }, q.observation), el("h4", {}, "Which action is better here?"),
+      el("div", { class: "sides" }, buttons), after);
+  };
+  byId("quiz-place").append(score, card);
+  tell();
+  draw();
 }
 
 // ---- cost ------------------------------------------------------------------------------------
@@ -597,6 +670,7 @@ function twoActions(first, second, names, right) {
 function groupDetail(g) {
   return [el("h3", {}, `${stageName(g.stage)}, step ${g.step}`),
     el("p", { class: "meta" }, equalRewards(g) ? tag("zero variance", "soft") : tag("has a gradient", "good"), `${runName(g.run)}; ${plural(g.answers.length, "answer")}`),
+    g.expert && el("p", {}, "The expert’s action: ", foreign(g.expert, { class: "did foreign" })),
     promptBox(g.prompt, true), el("h4", {}, "Answers, their rewards and advantages"),
     el("ol", { class: "answers" }, g.answers.map((a) => answerRow(a, g, false)))];
 }
@@ -688,7 +762,7 @@ function episodesTab() {
     if (!tasks.has(id)) tasks.set(id, { seed: run.seed, run: e.run, split: e.split, id: e.id, task: e.task, by: {} });
     tasks.get(id).by[`${run.recipe}/${e.stage}`] = e;
   }
-  const sides = recipes.flatMap((r, i) => r.evaluations.map((e) => [`${i}/${e.stage === "base" ? "0-base" : e.stage}`, one ? stageName(e.stage) : `${r.label}, ${e.stage === "base" ? "base" : `after ${stageName(e.stage)}`}`]))
+  const sides = recipes.flatMap((r, i) => r.evaluations.map((e) => [`${i}/${e.stage === "base" ? "0-base" : e.stage}`, one ? (e.stage === "base" ? data.start : stageName(e.stage)) : `${r.label}, ${e.stage === "base" ? data.start : `after ${stageName(e.stage)}`}`]))
     .filter(([id]) => [...tasks.values()].some((t) => id in t.by));
   const final = (i) => `${i}/${lastOf(recipes[i]).stage}`;
   const base = Math.max(0, recipes.findIndex((r) => r.name === data.baseline));
@@ -708,20 +782,22 @@ function episodesTab() {
       ["Solved by", "solved", () => [["a", "left only"], ["b", "right only"], ["both", "both"], ["neither", "neither"]], (x, v) => outcomes[v](x)],
       ["Repeated failures", "stuck", () => [["a", "left is stuck"], ["b", "right is stuck"], ["none", "none"]], (x, v) => behaviour[v](x)]],
     present: (t) => Boolean(ep(t, 0) || ep(t, 1)),
+    link: (t) => `episode/${encodeURIComponent(JSON.stringify([t.seed, t.split, t.id]))}`,
     name: (t) => [t.task, `${[0, 1].map((k) => (ep(t, k) ? (won(t, k) ? "✓" : stuck(t, k) ? "✗ stuck" : "✗") : "–")).join(" | ")} · ${[t.split, many ? `seed ${t.seed}` : ""].filter(Boolean).join(", ")}`],
     detail: (t) => {
       const [a, b] = [ep(t, 0), ep(t, 1)];
       const action = (m) => (m ? m[2].toLowerCase() : null);
       let fork = a && b && side[0] !== side[1] ? 0 : -1;
       while (fork >= 0 && fork < Math.max(a.moves.length, b.moves.length) && action(a.moves[fork]) === action(b.moves[fork])) fork += 1;
-      return [el("h3", {}, foreign(t.task)), el("p", { class: "meta" }, [t.id, t.split, many && `seed ${t.seed}`].filter(Boolean).join(" · ")),
+      return [el("h3", {}, foreign(t.task)), el("p", { class: "meta" }, [t.id, t.split, many && `seed ${t.seed}`].filter(Boolean).join(" · "), " · ",
+        el("a", { href: `#episode/${encodeURIComponent(JSON.stringify([t.seed, t.split, t.id]))}` }, "link to this episode")),
         el("div", { class: "episodes" }, episodeSide(label(side[0]), a, fork), episodeSide(label(side[1]), b, fork))];
     },
   };
 }
 
-/* One tab: filters, a list to walk with the arrow keys, and the chosen entry. */
-function browse(panel, tab) {
+/* One tab: filters, a list to walk with the arrow keys, and the chosen entry; `at`: its link. */
+function browse(panel, tab, at) {
   const state = {}, texts = new Map();
   const strings = (x) => (typeof x === "string" ? x : x && typeof x === "object" ? Object.values(x).map(strings).join("\n") : "");
   let limit = PAGE, entries = [], current = null;
@@ -764,7 +840,9 @@ function browse(panel, tab) {
         el("span", { class: "two" }, short(title, 160)), el("small", {}, note)));
     }));
     if (entries.length > limit) list.append(el("li", {}, el("button", { type: "button", onclick: () => { limit += PAGE; update(true); } }, `${entries.length - limit} more …`)));
-    choose(keep && entries.includes(current) ? current : entries[0] || null, false);
+    const asked = at && entries.find((x) => tab.link && tab.link(x) === at);
+    choose(asked || (keep && entries.includes(current) ? current : entries[0] || null), false);
+    at = null;
   }
   list.addEventListener("keydown", (event) => {
     const buttons = [...list.querySelectorAll("button")], at = buttons.indexOf(document.activeElement);
@@ -780,14 +858,14 @@ function browse(panel, tab) {
 }
 
 function samples() {
-  const tabs = { pairs: ["Pairs", pairsTab], groups: ["Groups", groupsTab], episodes: ["Episodes side by side", episodesTab] };
+  const tabs = { episodes: ["Episodes side by side", episodesTab], pairs: ["Pairs", pairsTab], groups: ["Groups", groupsTab] };
   const { most, seeds: kept } = data.samples;
   const any = ["pairs", "groups", "episodes"].some((kind) => data.samples[kind].items.length);
   byId("samples-about").textContent = any
     ? `Nothing here is picked for its looks: at most ${most} entries of each stage and split${kept.length < seeds.length ? `, of seed ${kept.join(", ")} only,` : ""} are kept, so that this file stays small; the run folder has all of them.`
     : "This folder holds no samples: no pairs, no groups and no episodes.";
   if (!any) return void [byId("tabs"), byId("browser")].forEach((node) => node.remove());
-  const open = (id, focus) => {
+  const open = (id, focus, at) => {
     for (const button of byId("tabs").children) {
       const chosen = button.id === `tab-${id}`;
       button.setAttribute("aria-selected", String(chosen));
@@ -795,7 +873,7 @@ function samples() {
       if (chosen && focus) button.focus();
     }
     byId("browser").setAttribute("aria-labelledby", `tab-${id}`);
-    browse(byId("browser"), tabs[id][1]());
+    browse(byId("browser"), tabs[id][1](), at);
   };
   const ids = Object.keys(tabs);
   byId("tabs").append(...ids.map((id, i) => el("button", { type: "button", role: "tab", id: `tab-${id}`, "aria-controls": "browser", onclick: () => open(id, false), onkeydown: (event) => {
@@ -805,6 +883,13 @@ function samples() {
     open(ids[(to + ids.length) % ids.length], true);
   } }, tabs[id][0])));
   open(ids.find((id) => data.samples[id].items.length), false);
+  const follow = () => {
+    if (!location.hash.startsWith("#episode/")) return;
+    open("episodes", false, location.hash.slice(1));
+    byId("samples").scrollIntoView({ block: "start" });
+  };
+  addEventListener("hashchange", follow);
+  follow();
 }
 
 // ---- where the reader is ---------------------------------------------------------------------
@@ -821,6 +906,8 @@ function sections() {
 
 theme();
 header();
+verdict();
+quiz();
 results();
 curves();
 position();

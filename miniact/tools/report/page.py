@@ -25,8 +25,10 @@ from statistics import fmean
 from typing import Any
 
 from miniact.experiments.metrics import TRAINING, labelled, rates
-from miniact.experiments.reading import Run, read_folder, training_cost
+from miniact.experiments.reading import Run, name_of_start, read_folder, training_cost
+from miniact.experiments.words import compared, sentences
 from miniact.runs.files import write_asked
+from miniact.tools.report.quiz import quiz
 from miniact.tools.report.samples import Samples
 
 POINTS = 60  # a curve has at most so many points; each is the mean over the steps between two
@@ -154,10 +156,19 @@ def gather(folder: Path) -> dict[str, Any]:
             for number, group in enumerate(groups)
             for run in group
         ],
+        "verdict": compared(comparison) if comparison else sentences(named_results(runs[0])),
+        "start": name_of_start(runs[0].config),
+        "quiz": quiz(runs, notes),
         "samples": Samples(runs, notes).gather(),
         "notes": notes,
         "version": metadata.version("miniact"),
     }
+
+
+def named_results(run: Run) -> dict[str, Any]:
+    """Its results, with the adapter's name for `base` where it began with one."""
+    start = name_of_start(run.config)
+    return {start if stage == "base" else stage: ev for stage, ev in run.results.items()}
 
 
 def _hash(text: str) -> str:

@@ -55,16 +55,21 @@ def candidates(prompt: str) -> list[str]:
 
 
 def group_item(row: dict[str, Any], stage: str, prompter: Prompter) -> dict[str, Any]:
-    """One rollout group. In a critic's group, `right` is the expert's candidate, if an answer says.
+    """One rollout group. In a critic's group, `right` is the expert's candidate; else `expert` is.
 
-    Rows of older runs do not say which answers were correct: then those are that were rewarded.
+    Rows of older runs say neither: then `right` is what a correct answer chose, if there is one;
+    and which answers were correct: then those are that were rewarded.
     """
-    actions = candidates(row["prompt"]) if stage.partition("-")[2] == "act" else []
-    answers, right = [], None
+    critic = stage.partition("-")[2] == "act"
+    stored = [str(action) for action in row.get("actions") or ()]
+    actions = (stored or candidates(row["prompt"])) if critic else []
+    answers, right = [], row["right"] if stored and critic else None
     for answer in row["answers"]:
         item = {k: answer.get(k) for k in ("stop", "reward", "valid", "advantage", "logp")}
         item["choice"] = prompter.parse_choice(answer["reply"], actions) if actions else None
-        if item["choice"] is not None and answer.get("correct", answer["reward"] > 0.5):
+        if stored:
+            pass  # the row says it itself
+        elif item["choice"] is not None and answer.get("correct", answer["reward"] > 0.5):
             right = item["choice"]
         elif item["choice"] is not None and len(actions) == 2 and right is None:
             right = 1 - item["choice"]
@@ -73,6 +78,7 @@ def group_item(row: dict[str, Any], stage: str, prompter: Prompter) -> dict[str,
         "step": int(row["step"]),
         "prompt": clip(row["prompt"]),
         "actions": [clip(action) for action in actions],
+        "expert": clip(stored[0]) if stored and not critic else None,
         "right": right,
         "answers": answers,
     }
