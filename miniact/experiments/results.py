@@ -86,7 +86,10 @@ def next_commands(folder: Path, results: dict[str, Any]) -> list[tuple[str, str]
     stages = [name.partition("-")[2] for name in list(results)[1:]]
     without = [stage for stage in stages if stage != "act"]
     commands = [
-        (f"miniact report {folder}", "one HTML page of it all: results, curves, samples, episodes"),
+        (
+            f"miniact report {folder}",
+            "one HTML page: the verdict, a quiz, episodes, the table, curves",
+        ),
         (f"miniact show {folder} episode", "an episode; also pair, group (answers and rewards)"),
     ]
     if stages:

@@ -739,7 +739,7 @@ def test_the_reader_is_the_critic(chromium, run_folder, tmp_path):
         assert f"✓ chose {question['right'] + 1}" in said[2] and "So " in said[2]
         if number < 3:
             page.keys("ENTER")  # the focus is on the next question
-    assert "Right so far: you 2 of 3; the model base 0, after il 3" in page.text("#quiz-score")
+    assert "Right so far: you 2 of 3; the model: base 0, after il 3" in page.text("#quiz-score")
     old = shutil.copytree(run_folder, tmp_path / "old")  # a run of before there were judgements
     for file in old.glob("stages/*/judgements.jsonl"):
         file.unlink()
@@ -753,13 +753,15 @@ def test_the_verdict_comes_first_and_in_words(chromium, run_folder, comparison):
     assert order[:4] == ["words", "quiz", "samples", "results"]
     assert len(page.find("#verdict p")) == 3 and "What one seed cannot say" in page.text("#verdict")
     page = Page(chromium, comparison)
+    assert page.find("#verdict-words dt")
     assert "(by 10.0 points)" in page.text("#verdict") and "than il." in page.text("#verdict")
 
 
 def test_every_word_of_the_table_is_explained_under_it(chromium, run_folder):
     page = Page(chromium, run_folder)
     heads = {th.text.split(",")[0] for th in page.find("#results-table thead button")}
-    words = {dt.text.split(",")[0] for dt in page.find("#words-of-table dt")}
+    told = "; ".join(dt.text for dt in page.find("#words-of-table dt")).split("; ")
+    words = {word.split(",")[0] for word in told}
     assert heads == words and "success" in words
 
 

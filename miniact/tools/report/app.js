@@ -76,6 +76,16 @@ function dataTable(build) {
   } }, el("summary", {}, "Numbers"), body);
 }
 
+/* What labels mean, those of one meaning together, in the list with this id. */
+function explain(id, labels) {
+  const together = new Map();
+  for (const label of labels.filter((name) => data.meanings[name])) {
+    const meaning = data.meanings[label];
+    together.set(meaning, [...(together.get(meaning) || []), label]);
+  }
+  byId(id).replaceChildren(...[...together].flatMap(([meaning, names]) => [el("dt", {}, names.join("; ")), el("dd", {}, meaning)]));
+}
+
 /* A series' mark: one shape per recipe, so that colour is never the only difference. */
 function mark(shape, x, y, size, ink, hollow) {
   const shapes = [
@@ -363,7 +373,7 @@ function resultsTable() {
           counts[i].length === 1 && el("span", { class: "count" }, data.compared ? counts[i][0] : `n = ${counts[i][0]}`))))),
       el("tbody", {}, body.map((row) => el("tr", {}, el("th", { scope: "row" }, row.label, row.baseline && el("span", { class: "baseline" }, "baseline")),
         shown.map((c, i) => resultCell(row.cells[c.label], row.difference[c.label], c.label, counts[i].length > 1)))))));
-    byId("words-of-table").replaceChildren(...shown.filter((c) => data.meanings[c.label]).map((c) => [el("dt", {}, c.label), el("dd", {}, data.meanings[c.label])]).flat());
+    explain("words-of-table", shown.map((c) => c.label));
   };
   byId("all-metrics").addEventListener("change", draw);
   byId("csv").addEventListener("click", () => {
@@ -508,6 +518,8 @@ function position() {
 
 function verdict() {
   byId("verdict").append(...data.verdict.map((sentence) => el("p", {}, sentence)));
+  const said = data.verdict.join(" ");
+  explain("verdict-words", Object.keys(data.meanings).filter((label) => !label.includes("/") && said.includes(`${label} `)));
 }
 
 /* Held-out questions, one at a time: choose, then see what the model chose after each stage. */
@@ -525,7 +537,7 @@ function quiz() {
   const card = el("div", { class: "quiz", id: "quiz-card" });
   const tell = () => {
     score.textContent = answered
-      ? `Right so far: you ${right.you} of ${answered}; the model ${stages.map((s) => `${named(s)} ${right[s]}`).join(", ")}.`
+      ? `Right so far: you ${right.you} of ${answered}; the model: ${stages.map((s) => `${named(s)} ${right[s]}`).join(", ")}.`
       : `${plural(data.quiz.length, "question")}, drawn evenly from those that no stage was trained on.`;
   };
   const draw = () => {
