@@ -83,7 +83,8 @@ def _print_wrapped(text: str, console: Console, indent: str, style: str = "") ->
 
 def next_commands(folder: Path, results: dict[str, Any]) -> list[tuple[str, str]]:
     """(command, what it does) for whoever has just seen a run end."""
-    stages = [name.partition("-")[2] for name in list(results)[1:]]
+    numbered = (name.partition("-") for name in list(results)[1:])
+    stages = [name for number, _, name in numbered if number.isdigit()]
     without = [stage for stage in stages if stage != "act"]
     commands = [
         (

@@ -27,7 +27,7 @@ def main_rows(labels: Iterable[str]) -> list[str]:
 
 
 def changes(results: dict[str, Any]) -> Iterator[tuple[str, str, float, float]]:
-    """(row, where, before, after) of every change; where: "in 1-il", or over the whole run.
+    """(row, where, before, after) of every change; where: "in 1-il", "over the whole run".
 
     results: stage → its evaluation, in order.
     """
@@ -35,11 +35,16 @@ def changes(results: dict[str, Any]) -> Iterator[tuple[str, str, float, float]]:
     for label in main_rows(next(iter(measured.values()))):
         known = [(stage, rows[label]) for stage, rows in measured.items() if label in rows]
         known = [(stage, rate) for stage, rate in known if rate["value"] is not None]
-        steps = [(f"in {b}", x, y) for (_, x), (b, y) in pairwise(known) if _apart(x, y)]
+        steps = [(_where(b), x, y) for (_, x), (b, y) in pairwise(known) if _apart(x, y)]
         if not steps and len(known) > 2 and _apart(known[0][1], known[-1][1]):
             steps = [("over the whole run", known[0][1], known[-1][1])]
         for where, before, after in steps:
             yield label.strip(), where, before["value"], after["value"]
+
+
+def _where(stage: str) -> str:
+    """In a stage; or by thoughts, where the base model is measured with them as well."""
+    return f"in {stage}" if stage[:1].isdigit() else "by thinking, untrained"
 
 
 def _apart(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -31,6 +31,8 @@ const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 const kindOf = (key) => key.replace(/^\d+-/, "");
 const twice = recipes.some((r) => new Set(r.evaluations.map((e) => kindOf(e.stage))).size < r.evaluations.length);
 const stageName = (key) => (twice && kindOf(key) !== key ? `${kindOf(key)} (stage ${parseInt(key, 10)})` : kindOf(key));
+/* Before any training a stage has no number: base, or the adapter that the run began with. */
+const after = (stage) => (stage === "base" ? data.start : /^\d/.test(stage) ? `after ${stageName(stage)}` : stage);
 const last = (list) => list[list.length - 1];
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 const unique = (list) => [...new Set(list)];
@@ -342,7 +344,7 @@ function resultRows() {
   if (data.compared) {
     return recipes.map((r, i) => ({ recipe: i, label: r.label, baseline: r.name === data.baseline, steps: r.steps, cells: r.compared, difference: r.difference }));
   }
-  return recipes[0].evaluations.map((e) => ({ recipe: 0, label: e.stage === "base" ? data.start : `after ${stageName(e.stage)}`, cells: e.rates, difference: {} }));
+  return recipes[0].evaluations.map((e) => ({ recipe: 0, label: after(e.stage), cells: e.rates, difference: {} }));
 }
 const columns = data.metrics.concat(unique(recipes.flatMap((r) => Object.keys(r.compared)))
   .filter((label) => !data.metrics.some((m) => m.label === label)).map((label) => ({ label, main: true })));
@@ -530,20 +532,19 @@ function quiz() {
     return;
   }
   const stages = unique(data.quiz.flatMap((q) => q.answers.map((a) => a.stage)));
-  const named = (stage) => (stage === "base" ? data.start : `after ${stageName(stage)}`);
   const right = Object.fromEntries(["you", ...stages].map((who) => [who, 0]));
   let at = 0, answered = 0;
   const score = el("p", { class: "meta", role: "status", id: "quiz-score" });
   const card = el("div", { class: "quiz", id: "quiz-card" });
   const tell = () => {
     score.textContent = answered
-      ? `Right so far: you ${right.you} of ${answered}; the model: ${stages.map((s) => `${named(s)} ${right[s]}`).join(", ")}.`
+      ? `Right so far: you ${right.you} of ${answered}; the model: ${stages.map((s) => `${after(s)} ${right[s]}`).join(", ")}.`
       : `${plural(data.quiz.length, "question")}, drawn evenly from those that no stage was trained on.`;
   };
   const draw = () => {
     const q = data.quiz[at];
     const buttons = q.actions.map((text, i) => el("button", { type: "button", class: "option", onclick: () => answer(i) }, el("b", {}, `Action ${i + 1}`), el("span", { class: "foreign" }, text)));
-    const after = el("div", { class: "after" });
+    const told = el("div", { class: "after" });
     const answer = (mine) => {
       answered += 1;
       right.you += mine === q.right;
@@ -553,22 +554,22 @@ function quiz() {
         if (i === q.right) button.classList.add("right");
         button.firstChild.append(i === q.right ? " ✓ the expert’s" : "", i === mine ? " · your choice" : "");
       });
-      after.append(el("p", {}, tag(mine === q.right ? "✓ right" : "✗ wrong", mine === q.right ? "good" : "bad"), mine === q.right ? "You chose as the expert did." : "The expert took the other action."),
+      told.append(el("p", {}, tag(mine === q.right ? "✓ right" : "✗ wrong", mine === q.right ? "good" : "bad"), mine === q.right ? "You chose as the expert did." : "The expert took the other action."),
         el("ol", { class: "answers" }, q.answers.map((a) => el("li", {},
-          el("div", { class: "score" }, el("b", { class: a.choice === q.right ? "good" : "bad" }, named(a.stage)),
+          el("div", { class: "score" }, el("b", { class: a.choice === q.right ? "good" : "bad" }, after(a.stage)),
             el("div", {}, a.choice == null ? "✗ no valid choice" : `${a.choice === q.right ? "✓" : "✗"} chose ${a.choice + 1}`)),
           el("div", { class: "foreign" }, replyNodes(a.reply))))),
         at + 1 < data.quiz.length
           ? el("button", { type: "button", id: "quiz-next", onclick: () => { at += 1; draw(); card.querySelector("button.option").focus(); } }, "Next question")
           : el("p", {}, "That was the last one."));
       tell();
-      (after.querySelector("#quiz-next") || buttons[0]).focus();
+      (told.querySelector("#quiz-next") || buttons[0]).focus();
     };
     card.replaceChildren(el("h3", {}, `${at + 1} of ${data.quiz.length}: `, el("span", {}, q.task)),
       q.history.length > 0 && el("details", { class: "history" }, el("summary", {}, plural(q.history.length, "earlier turn")),
         el("div", { class: "box prompt foreign", tabindex: 0 }, q.history.map(([seen, done]) => [`${seen}\n`, el("span", { class: "answer" }, `> ${done}\n`)]))) || "",
       el("div", { class: "box foreign" }, q.observation), el("h4", {}, "Which action is better here?"),
-      el("div", { class: "sides" }, buttons), after);
+      el("div", { class: "sides" }, buttons), told);
   };
   byId("quiz-place").append(score, card);
   tell();
@@ -774,7 +775,7 @@ function episodesTab() {
     if (!tasks.has(id)) tasks.set(id, { seed: run.seed, run: e.run, split: e.split, id: e.id, task: e.task, by: {} });
     tasks.get(id).by[`${run.recipe}/${e.stage}`] = e;
   }
-  const sides = recipes.flatMap((r, i) => r.evaluations.map((e) => [`${i}/${e.stage === "base" ? "0-base" : e.stage}`, one ? (e.stage === "base" ? data.start : stageName(e.stage)) : `${r.label}, ${e.stage === "base" ? data.start : `after ${stageName(e.stage)}`}`]))
+  const sides = recipes.flatMap((r, i) => r.evaluations.map((e) => [`${i}/${/^\d/.test(e.stage) ? e.stage : `0-${e.stage}`}`, one ? (e.stage === "base" ? data.start : stageName(e.stage)) : `${r.label}, ${after(e.stage)}`]))
     .filter(([id]) => [...tasks.values()].some((t) => id in t.by));
   const final = (i) => `${i}/${lastOf(recipes[i]).stage}`;
   const base = Math.max(0, recipes.findIndex((r) => r.name === data.baseline));

@@ -25,7 +25,7 @@ def quiz(runs: list[Run], notes: list[str]) -> list[dict[str, Any]]:
             continue  # named where the pairs are read as samples
     asked: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
     for stage in run.results:
-        folder = run.path / "stages" / ("0-base" if stage == "base" else stage)
+        folder = run.path / "stages" / (stage if stage[:1].isdigit() else f"0-{stage}")
         for row in read_rows(folder / "judgements.jsonl", notes):
             if not _is_whole(row) or row["state"] not in states:
                 continue
