@@ -50,8 +50,9 @@ from miniact.runs.files import read_jsonl, write_jsonl
 from miniact.runs.folder import RunFolder
 from miniact.runs.log import StageLog
 from miniact.runs.progress import Bar
-from miniact.tools.cost import known_shape
-from miniact.tools.plan import GB, NF4, Device, Work, memory, weight_bytes
+from miniact.tools.cost import NF4, Work, known_shape, weight_bytes
+from miniact.tools.devices import Device
+from miniact.tools.plan import GB, memory
 from miniact.types import Completion, Group, Tokens
 
 SEED = 0

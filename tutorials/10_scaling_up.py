@@ -31,20 +31,17 @@ from miniact.backends.models import find_model
 from miniact.config import load_config
 from miniact.config.load import to_dict
 from miniact.config.sections import ModelConfig
-from miniact.tools.cost import known_shape, read_shape
+from miniact.tools.cost import NF4, Work, known_shape, read_shape, weight_bytes
+from miniact.tools.devices import Device
 from miniact.tools.plan import (
     CHUNK,
     GB,
-    NF4,
     PROCESS,
-    Device,
-    Work,
     memory,
     prompt_bytes,
     stage_works,
     together,
     training_bytes,
-    weight_bytes,
 )
 
 # %% [markdown]
@@ -161,8 +158,8 @@ print(f"all weights: gradients {4 * N / GB:.1f} GB, moments {8 * N / GB:.1f} GB"
 # %% [markdown]
 # ## 5 · Activations
 #
-# The backward pass needs what the forward pass computed. Per token a layer keeps about $5h$ numbers
-# (inputs and norms), $3f$ (the gated MLP) and $7r$ (LoRA's narrow products); attention keeps queries,
+# The backward pass needs what the forward pass computed. Per token a layer keeps about $9h$ numbers
+# (inputs and norms, which compute in float32), $3f$ (the gated MLP) and $7r$ (LoRA's narrow products); attention keeps queries,
 # keys, values and outputs. With the prompt shared, $P+GC$ tokens pass, not $G(P+C)$; each answer sees
 # a copy of the prompt's keys and values.
 #
@@ -173,13 +170,14 @@ print(f"all weights: gradients {4 * N / GB:.1f} GB, moments {8 * N / GB:.1f} GB"
 b, T, L = 2, P + G * C, qwen.layers
 assert model.max_tokens_per_batch == T, "the config's budget is one whole group"
 attention = 4 * q * P + 2 * q * G * C + 2 * k * G * (P + C)
-layer = (T * (5 * h + 3 * f + 7 * model.rank) + attention) * b
-kept = L * T * h * b + layer
+layer = (T * (9 * h + 3 * f + 7 * model.rank) + attention) * b
+kept = L * T * h * b
 gradients_passing = 3 * T * f * b  # on their way through one MLP
 logits = CHUNK * qwen.vocab * (2 + 4 + 4)  # see the next section
-assert training_bytes(qwen, model, work, "bfloat16") == kept + max(gradients_passing, logits)
+one_layer = max(layer + gradients_passing, logits)
+assert training_bytes(qwen, model, work, "bfloat16") == kept + one_layer
 print(
-    f"one layer {layer / GB:.2f} GB; all {L}: {L * layer / GB:.1f} GB; with checkpointing {kept / GB:.2f} GB"
+    f"one layer {layer / GB:.2f} GB; all {L}: {L * layer / GB:.1f} GB; with checkpointing {(kept + layer) / GB:.2f} GB"
 )
 
 no_checkpoints = replace(model, gradient_checkpointing=False)
@@ -472,7 +470,8 @@ while high - low > 1:
     low, high = (middle, high) if peak(middle) <= 12 * GB else (low, middle)
 assert peak(low) <= 12 * GB < peak(low + 1)
 
-layer_slope = 5 * h + 3 * f + 7 * model.rank + 4 * q + 2 * k  # one layer, in full
+layer_slope = 9 * h + 3 * f + 7 * model.rank + 4 * q + 2 * k  # one layer, in full
+layer_slope += 3 * f  # and the gradients that pass its MLP
 slope = b * (L * h + layer_slope)
 measured = (peak(low) - peak(low - 1000)) / 1000
 print(

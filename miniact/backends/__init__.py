@@ -8,6 +8,7 @@ models.py     where a model comes from: a folder, a GGUF file, a package, the hu
 layout.py     groups → rows of tokens; the only place where targets are shifted
 sampling.py   what is sampled together, the random numbers, the one decode loop
 memory.py     this process's memory, and what to do where memory runs out
+checks.py     what `miniact doctor` finds out about a device
 common.py     checks of what is to be loaded, alike for both
 torch/        PyTorch
 mlx/          MLX, the same on a Mac

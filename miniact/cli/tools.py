@@ -15,13 +15,33 @@ if TYPE_CHECKING:
 
 @click.command()
 @takes_config(*COMMON)
-def plan(config: Config) -> None:
+@click.option("--gpu", metavar="CARD", help="For a card not here: 4090, a100-80, m3-16, 24GB.")
+def plan(config: Config, gpu: str | None) -> None:
     """Estimate memory and time of a config before anything is loaded."""
     from miniact.experiments.settle import settled
     from miniact.tools.plan import make_plan, print_plan
 
     config = settled(config, terminal())
-    print_plan(config, make_plan(config), terminal())
+    print_plan(config, make_plan(config, gpu), terminal())
+
+
+@click.command()
+@takes_config("--backend")
+@click.option("--json", "as_json", is_flag=True, help="For a bug report.")
+def doctor(config: Config, as_json: bool) -> None:
+    """Examine this machine: versions, what works on its device, how fast. Exit code 1: not all.
+
+    The device is that of CONFIG; model.device=cuda:1 asks for another.
+    """
+    from miniact.tools.doctor import diagnose, print_report, to_json
+
+    report = diagnose(config.model)
+    if as_json:
+        click.echo(to_json(report))
+    else:
+        print_report(report, terminal())
+    if not report.ok:
+        raise SystemExit(1)
 
 
 @click.command("import")
@@ -136,4 +156,4 @@ def report(folder: Path, out: Path | None) -> None:
     click.echo(write_html(folder, out))
 
 
-COMMANDS = [plan, import_command, alfworld_games, compare, report]
+COMMANDS = [plan, doctor, import_command, alfworld_games, compare, report]

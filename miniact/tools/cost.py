@@ -14,7 +14,29 @@ from typing import Any
 
 from miniact import UserError
 from miniact.backends.models import find_model
+from miniact.config.sections import ModelConfig
 from miniact.runs.files import read_json
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+NF4 = 0.5 + 0.016  # bytes per weight: 4 bits, and double-quantised scales per 64
+
+
+@dataclass(frozen=True)
+class Work:
+    """The batches of one stage, at their longest."""
+
+    name: str
+    steps: int
+    batch: int  # prompts per step
+    prompt: int  # P
+    group: int  # answers per prompt; 1 for imitation, 2 for DPO
+    completion: int  # C
+    samples: bool  # whether the stage samples its answers
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that pass the model in one training step."""
+        return self.batch * (self.prompt + self.group * self.completion)
 
 
 @dataclass(frozen=True)
@@ -32,25 +54,32 @@ class Shape:
     tied: bool
     experts: int = 1  # of a mixture; all are stored, `active` of them compute
     active: int = 1
+    shared: int = 0  # the width of what stands beside the experts and always computes
 
     @property
     def widths(self) -> list[tuple[int, int]]:
-        """(in, out) of every linear layer of a block: what LoRA sits beside."""
+        """(in, out) of a block's layers that LoRA sits beside; experts are arrays and stay bare."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = [(self.hidden, q), (self.hidden, kv), (self.hidden, kv), (q, self.hidden)]
         mlp = [(self.hidden, self.ff), (self.hidden, self.ff), (self.ff, self.hidden)]
-        return attention + mlp * self.experts
+        return attention + (mlp if self.experts == 1 else [])
 
     @property
     def linear(self) -> int:
-        """Parameters of all linear layers but the head."""
+        """Parameters of those layers: what QLoRA stores in 4 bits."""
         return self.layers * sum(i * o for i, o in self.widths)
+
+    def mixture(self, experts: int) -> int:
+        """Parameters of so many experts in every layer, of what chooses them, of what is shared."""
+        if self.experts == 1:
+            return 0
+        each = 3 * self.ff * experts + self.experts + 3 * self.shared
+        return self.layers * self.hidden * each
 
     @property
     def computing(self) -> int:
-        """Those of them that one token passes."""
-        idle = 3 * self.hidden * self.ff * (self.experts - self.active)
-        return self.linear - self.layers * idle
+        """Parameters that one token passes, without the head."""
+        return self.linear + self.mixture(self.active)
 
     @property
     def head(self) -> int:
@@ -59,7 +88,13 @@ class Shape:
     @property
     def parameters(self) -> int:
         norms = (2 * self.layers + 1) * self.hidden
-        return self.linear + self.head * (1 if self.tied else 2) + norms
+        stored = self.linear + self.mixture(self.experts)
+        return stored + self.head * (1 if self.tied else 2) + norms
+
+    @property
+    def keys(self) -> int:
+        """Numbers that one token leaves in the cache: its keys and values in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
 
     def lora(self, rank: int) -> int:
         """Trainable parameters of rank-r matrices beside every linear layer."""
@@ -84,6 +119,7 @@ def read_shape(config: dict[str, Any], name: str) -> Shape:
             tied=bool(config.get("tie_word_embeddings", True)),
             experts=experts,
             active=config.get("num_experts_per_tok") or 1,
+            shared=config.get("shared_expert_intermediate_size") or 0,
         )
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise UserError(
@@ -95,10 +131,13 @@ def shape_of_folder(folder: Path) -> Shape:
     return read_shape(read_json(folder / "config.json"), folder.name)
 
 
-# What the shipped configs name, so that a plan of them needs no download.
+# What the shipped configs name, and its sisters: a plan of them needs no download.
 KNOWN = {
     "Qwen/Qwen3-0.6B": Shape("Qwen3-0.6B", 28, 1024, 16, 8, 128, 3072, 151936, tied=True),
+    "Qwen/Qwen3-1.7B": Shape("Qwen3-1.7B", 28, 2048, 16, 8, 128, 6144, 151936, tied=True),
+    "Qwen/Qwen3-4B": Shape("Qwen3-4B", 36, 2560, 32, 8, 128, 9728, 151936, tied=True),
     "Qwen/Qwen3-8B": Shape("Qwen3-8B", 36, 4096, 32, 8, 128, 12288, 151936, tied=False),
+    "Qwen/Qwen3-14B": Shape("Qwen3-14B", 40, 5120, 40, 8, 128, 17408, 151936, tied=False),
 }
 
 
@@ -138,3 +177,10 @@ def training_flops(
     if full:
         return 6 * shape.computing * T + 6 * shape.head * N + attention
     return (4 * shape.computing + 6 * shape.lora(rank)) * T + 4 * shape.head * N + attention
+
+
+def weight_bytes(shape: Shape, model: ModelConfig, dtype: str) -> float:
+    b = 4 if model.adapter == "full" else BYTES[dtype]  # what is trained is float32
+    if model.adapter != "qlora":
+        return shape.parameters * b
+    return shape.linear * NF4 + (shape.parameters - shape.linear) * b

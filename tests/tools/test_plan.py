@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -18,8 +19,17 @@ from miniact import UserError
 from miniact.cli.main import main
 from miniact.config import Config, load_config
 from miniact.config.sections import ModelConfig
-from miniact.tools.cost import KNOWN, read_shape, shape_of_folder, training_flops
-from miniact.tools.plan import Device, Work, check_fits, make_plan, memory, remedies
+from miniact.tools import times
+from miniact.tools.cost import (
+    KNOWN,
+    Work,
+    read_shape,
+    shape_of_folder,
+    training_flops,
+    weight_bytes,
+)
+from miniact.tools.devices import Device, card
+from miniact.tools.plan import Plan, check_fits, make_plan, memory, most_steps, remedies
 
 CPU = Device("cpu", "a CPU", "float32", free=8e9, matmul=1e11, bandwidth=1e10)
 MEDIUM = {
@@ -166,8 +176,176 @@ def test_run_refuses_before_anything_is_written(monkeypatch, tmp_path):
 def test_the_command_prints_memory_tokens_and_time(config):
     done = CliRunner().invoke(main, ["plan", config], env={"COLUMNS": "160"})
     assert done.exit_code == 0, done.output
-    for word in ("weights", "peak", "tokens each", "at most", "optimizer"):
+    for word in ("weights", "peak", "tokens each", "optimizer", "answers at once"):
         assert word in done.output
+    assert "at most" not in done.output  # real prompts are shorter, real machines are slower
+
+
+# ---- a card that is not here ---------------------------------------------------------------------
+
+
+def planned(name: str, *overrides: str, gpu: str = "4090") -> Plan:
+    return make_plan(load_config(name, list(overrides)), gpu)
+
+
+def said_of(name: str, gpu: str, *overrides: str, code: int = 0) -> str:
+    done = CliRunner().invoke(main, ["plan", name, "--gpu", gpu, *overrides])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "dtype", "gib"),
+    [
+        ("4090", "cuda", "bfloat16", 24),
+        ("RTX 3090", "cuda", "bfloat16", 24),
+        ("a100-80", "cuda", "bfloat16", 80),
+        ("H100", "cuda", "bfloat16", 80),
+        ("t4", "cuda", "float32", 15),  # it has no bfloat16 of its own
+        ("16GB", "cuda", "bfloat16", 16),
+        ("m3-16", "mlx", "bfloat16", 16 * 2 / 3),
+        ("m3-max-64", "mlx", "bfloat16", 48),
+    ],
+)
+def test_cards_are_known_by_name_or_size(name, kind, dtype, gib):
+    device = card(name, ModelConfig())
+    assert (device.kind, device.dtype) == (kind, dtype)
+    assert 0.95 * gib * 2**30 < device.free <= gib * 2**30
+    assert (device.matmul > 0) == (device.bandwidth > 0) == (name != "16GB")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "overrides", "message"),
+    [
+        ("voodoo", [], "one of 2080ti, 3060"),
+        ("m3", [], "say how much: m3-16"),
+        ("4090", ["model.backend=mlx"], "does not run on 4090"),
+        ("m3-16", ["model.backend=torch"], "does not run on m3-16"),
+    ],
+)
+def test_an_unknown_card_is_one_line(gpu, overrides, message):
+    output = said_of("household", gpu, *overrides, code=2)
+    assert message in output and len(output.splitlines()) == 1
+
+
+def test_a_size_alone_has_memory_and_says_that_it_has_no_time():
+    output = said_of("qwen3-8b-qlora", "24GB")
+    assert "of 25.3 GB free" in output and "time: not known for a card of 24 GB" in output
+    assert "about" not in output
+    small = make_plan(load_config("qwen3-8b-qlora", []), "8GB")
+    assert not small.fits and not small.times
+
+
+def test_the_page_shows_what_the_plan_prints():
+    """docs/gpu.md, made by: COLUMNS=100 miniact plan qwen3-8b-qlora --gpu 4090"""
+    done = CliRunner().invoke(
+        main, ["plan", "qwen3-8b-qlora", "--gpu", "4090"], env={"COLUMNS": "100"}
+    )
+    lines = [line.rstrip() for line in done.output.splitlines()]
+    page = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text(encoding="utf-8")
+    assert "\n".join(lines) in page
+
+
+def test_nobody_waits_28780_hours(monkeypatch):
+    tight(monkeypatch, 64e9)
+    output = CliRunner().invoke(main, ["plan", "qwen3-8b-qlora"]).output
+    assert "more than 60 days" in output and "plan CONFIG --gpu" in output
+    assert not re.search(r"\d{4,} h|\d,\d{3}\.\d h", output)
+
+
+def test_8b_samples_64_rows_as_fast_as_8_and_dequantises_beyond():
+    """Starting 3,500 kernels takes longer than computing them for eight rows."""
+    config = load_config("tiny_configs/qwen3-8b-qlora.yaml").model
+    shape, device = KNOWN["Qwen/Qwen3-8B"], card("4090", config)
+    work = Work("act", 1, 16, 690, 8, 512, True)
+    rows = {n: times.decode(shape, device, work, config, n / 8) for n in (8, 64, 72)}
+    assert rows[8].seconds == rows[64].seconds == rows[8].host > 0.025
+    assert rows[64].device < 2.5 * rows[8].device
+    assert rows[72].device > rows[64].device + 0.025  # every weight is restored first
+
+
+def test_recomputation_is_counted():
+    config = load_config("tiny_configs/qwen3-8b-qlora.yaml").model
+    shape, device = KNOWN["Qwen/Qwen3-8B"], card("4090", config)
+    work = Work("act", 1, 16, 2048, 8, 512, True)
+    often, once = (
+        times.training(shape, device, work, replace(config, gradient_checkpointing=on))
+        for on in (True, False)
+    )
+    assert 1.25 < often / once < 1.45
+
+
+def test_8b_takes_hours_on_a_4090_not_minutes_and_not_weeks():
+    """By hand (docs/gpu.md): sampling 64 rows 36-61 s a step, training 54-70 s; 200 steps."""
+    took = {name: s / 3600 for name, _, s in planned("alfworld-qwen3-8b").times}
+    assert 4 < took["act"] < 8 and 4 < took["rl"] < 8
+    assert took["evaluations"] > 5
+
+
+def seconds_of(plan: Plan, part: str) -> float:
+    return sum(s for name, _, s in plan.times if name == part)
+
+
+def test_episodes_take_as_many_actions_as_their_world_allows():
+    some, more = (
+        seconds_of(planned("alfworld-qwen3-8b", f"env.options.max_steps={n}"), "evaluations")
+        for n in (10, 50)
+    )
+    assert more > 3 * some
+    assert most_steps(load_config("household", ["env.options={}"]).env) == 30  # its own default
+
+
+def test_without_a_world_no_episode_is_played():
+    with_world = planned("household", "eval.states=0", "eval.pairs=0")
+    assert seconds_of(with_world, "evaluations") > 0
+    logs = planned("own-logs", "eval.states=0", "eval.pairs=0")
+    assert seconds_of(logs, "evaluations") == 0
+    assert "episodes of" not in said_of("own-logs", "4090")
+
+
+def test_pairs_that_are_sampled_take_time():
+    assert seconds_of(planned("qwen3-8b-qlora"), "pairs") > 600
+    assert seconds_of(planned("qwen3-8b-qlora", "pairs.source=admissible"), "pairs") == 0
+
+
+COMMON = {
+    **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 500},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2},
+}
+EIGHT = {"num_experts": 8, "num_experts_per_tok": 2}
+MIXED = {**EIGHT, "moe_intermediate_size": 32}
+FAMILIES = {
+    "LlamaConfig": {},
+    "Qwen2Config": {},
+    "Qwen3Config": {"head_dim": 32},
+    "MixtralConfig": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "Qwen3MoeConfig": {**MIXED, "head_dim": 32},
+    "Qwen2MoeConfig": {**MIXED, "shared_expert_intermediate_size": 48},
+    "OlmoeConfig": EIGHT,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_weight_of_a_real_model_is_counted(family):
+    """Experts too: all of them lie in memory, and none of them in 4 bits."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    config = getattr(transformers, family)(**COMMON, **FAMILIES[family], tie_word_embeddings=False)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    shape = read_shape(config.to_dict(), family)
+    stored = sum(p.numel() for p in model.parameters())
+    assert shape.parameters == pytest.approx(stored, rel=0.01)  # but for biases and small norms
+    if shape.experts > 1:
+        qlora = weight_bytes(shape, ModelConfig(adapter="qlora"), "bfloat16")
+        mixed = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
+        assert qlora > 2 * mixed and shape.computing < 0.6 * stored
+        assert shape.lora(8) == sum(8 * (i + o) for i, o in shape.widths) * 3
+
+
+def test_known_shapes_have_the_size_in_their_name():
+    for path, shape in KNOWN.items():
+        billions = float(path.rpartition("-")[2].rstrip("B"))
+        assert shape.parameters / 1e9 == pytest.approx(billions, rel=0.06), path
 
 
 def test_a_config_json_of_another_kind_is_a_user_error(tmp_path):

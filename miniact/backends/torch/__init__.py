@@ -9,5 +9,6 @@ fast.py        LoRA and the gated MLP in fewer passes over memory
 device.py      which device, and in which precision
 memory.py      the memory of the device
 parallel.py    several processes: their messages, the sum of their gradients
+checks.py      does it do what miniact needs of it
 probe.py       how fast this machine is, and how much memory is free
 """
