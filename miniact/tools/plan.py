@@ -258,7 +258,7 @@ def plan_line(config: Config, plan: Plan) -> str:
     return (
         f"{plan.shape.name}: {plan.shape.parameters / 1e6:.1f} M parameters, "
         f"{config.model.adapter}; {plan.peak / GB:.1f} of {plan.device.free / GB:.1f} GB, "
-        f"{_clock(sum(spent for *_, spent in plan.times))}"
+        f"{_clock(sum(spent for *_, spent in plan.times))} with prompts as long as they may be"
     )
 
 
@@ -321,7 +321,7 @@ def _durations(config: Config, plan: Plan) -> Iterator[str]:
     if config.env.name != "none" and config.eval.episodes:
         longest.append(f"episodes of {most_steps(config.env)} actions")
     how = "measured here" if plan.device.is_measured else "from a table, never measured"
-    yield f"all: {_clock(total)}, for {' and '.join(longest)}; real ones are shorter"
+    yield f"all: {_clock(total)} with {' and '.join(longest)}, the longest; most are shorter"
     yield f"speed: {how}; without the world's own time"
     if plan.device.is_measured and total > TOO_LONG:
         yield "not on this device; for another one: miniact plan CONFIG --gpu 4090"

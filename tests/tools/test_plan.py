@@ -19,6 +19,7 @@ from miniact import UserError
 from miniact.cli.main import main
 from miniact.config import Config, load_config
 from miniact.config.sections import ModelConfig
+from miniact.experiments.settle import settled
 from miniact.tools import times
 from miniact.tools.cost import (
     KNOWN,
@@ -185,7 +186,7 @@ def test_the_command_prints_memory_tokens_and_time(config):
 
 
 def planned(name: str, *overrides: str, gpu: str = "4090") -> Plan:
-    return make_plan(load_config(name, list(overrides)), gpu)
+    return make_plan(settled(load_config(name, list(overrides))), gpu)
 
 
 def said_of(name: str, gpu: str, *overrides: str, code: int = 0) -> str:
