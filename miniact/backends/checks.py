@@ -6,10 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
-
-from miniact.backends.protocol import resolve_backend
-from miniact.config.sections import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -39,13 +35,3 @@ def version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def examine(model: ModelConfig) -> tuple[dict[str, str], list[Check]]:
-    """Facts about the device of this config, and whether what miniact needs of it works."""
-    if resolve_backend(model.backend) == "mlx":
-        from miniact.backends.mlx import checks
-    else:
-        from miniact.backends.torch import checks  # type: ignore[no-redef]
-    module: Any = checks
-    return module.facts(model), module.device_checks(model)

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from miniact import __version__
-from miniact.backends.checks import Check, examine, tried, version
+from miniact.backends.checks import Check, tried, version
 from miniact.backends.models import cache_root
 from miniact.backends.protocol import load_policy, resolve_backend
 from miniact.config.sections import ModelConfig
@@ -63,6 +63,16 @@ def diagnose(model: ModelConfig) -> Report:
     if not on_cpu and all(c.ok for c in checks if "qlora" in c.name):
         checks += policy_checks(replace(tiny, adapter="qlora"))
     return Report(about | facts, [*checks, *surroundings()])
+
+
+def examine(model: ModelConfig) -> tuple[dict[str, str], list[Check]]:
+    """Facts about the device of this config, and whether what miniact needs of it works."""
+    if resolve_backend(model.backend) == "mlx":
+        from miniact.backends.mlx import checks
+    else:
+        from miniact.backends.torch import checks  # type: ignore[no-redef]
+    module: Any = checks
+    return module.facts(model), module.device_checks(model)
 
 
 # ---- the policy ----------------------------------------------------------------------------------
