@@ -9,8 +9,8 @@ goals no other split has, and trains a small Llama on what was played there, rep
 
 The player (`Player`) is skilled in some of its moves and random in the others, in a share that is
 drawn for each episode. When skilled it does what its task needs next, by what it has read; where it
-must search, it searches anywhere. A thought is one to three true sentences (household_facts.py): of
-a skilled move mostly its reasons, of another any that are true. So the base knows the words, the
+must search, it goes round the room. A thought is one to three true sentences of household_facts.py:
+of a skilled move mostly its reasons, of another any that are true. So the base knows the words, the
 form of an answer, how thoughts and actions belong together, and something of what tasks need. What
 to think of, and which of two actions is better, nothing tells it: in a critic's example chance
 picks the answer, and then thoughts that concern it.
@@ -67,8 +67,8 @@ PROMPT = PromptConfig(
 THINKS = 0.8  # share of the action examples that have a thought
 JUDGES, REFLECTS = 0.35, 0.05  # share of critic examples, and of reflections; the rest are actions
 REPLIES = 8  # to one prompt
-SKILL = (0.0, 0.5)  # share of an episode's moves that are skilled, drawn uniformly from here
-AGAIN = 0.1  # share of the other moves that do once more what was done, whether it applies or not
+SKILL = (0.2, 1.0)  # share of an episode's moves that are skilled, drawn uniformly from here
+AGAIN = 0.05  # share of the other moves that do once more what was done, whether it applies or not
 MOST = 20  # steps of an episode
 
 
@@ -136,10 +136,10 @@ class Player:
         return self._reach(known, place, reasons) or Plan(f"take {name} from {place}", reasons)
 
     def _search(self, known: Known, kind: str) -> Plan:
-        """Anywhere that has not been searched: it does not know where things usually are."""
-        left = [place for place in known.places if place not in known.searched]
-        place = known.at if known.at in left else self.rng.choice(left or known.places)
-        why = f"{place} not searched" if left else f"i hold {known.hand or 'nothing'}"
+        """Go round the room as it was listed: where things usually are it does not know."""
+        place = next_left(known)
+        why = f"{place} not searched" if place else f"i hold {known.hand or 'nothing'}"
+        place = place or self.rng.choice(known.places)
         reasons = (known.goal(), f"i saw no {kind}", why)
         return self._reach(known, place, reasons) or Plan(f"examine {place}", reasons)
 
@@ -165,6 +165,13 @@ class Player:
         return (
             Plan(f"open {place}", (*reasons, f"{place} closed")) if place in known.closed else None
         )
+
+
+def next_left(known: Known) -> str:
+    """The first place that has not been searched, from where the agent stands on; "": none."""
+    at = known.places.index(known.at) if known.at in known.places else 0
+    round_trip = [*known.places[at:], *known.places[:at]]
+    return next((place for place in round_trip if place not in known.searched), "")
 
 
 @dataclass(frozen=True)
@@ -213,7 +220,10 @@ def move(visit: Visit, known: Known, player: Player, skill: float) -> tuple[str,
 
 def any_fact(known: Known, rng: random.Random) -> str:
     """A true sentence: the kind is drawn first, so that kinds of many sentences do not prevail."""
-    return rng.choice(rng.choice([of_kind for of_kind in known.facts().values() if of_kind]))
+    facts = known.facts() | {
+        "left": [f"{place} not searched" for place in [next_left(known)] if place]
+    }
+    return rng.choice(rng.choice([of_kind for of_kind in facts.values() if of_kind]))
 
 
 def concerning(action: str, known: Known, rng: random.Random) -> list[str]:
@@ -403,7 +413,7 @@ def pretrain(out: Path, seed: int, steps: int, batch: int, console: Console) -> 
     "--out", type=click.Path(path_type=Path), required=True, help="Model folder to write."
 )
 @click.option("--seed", default=0, show_default=True)
-@click.option("--steps", default=3000, show_default=True)
+@click.option("--steps", default=4000, show_default=True)
 @click.option("--batch", default=12, show_default=True, help="Prompts per step.")
 @friendly
 def main(out, seed, steps, batch):  # type: ignore[no-untyped-def]

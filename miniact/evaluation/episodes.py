@@ -32,6 +32,7 @@ class Move:
     reply: str
     action: str  # "" when the reply could not be parsed
     applied: bool
+    cut_off: bool = False  # the reply reached the token limit
 
 
 @dataclass(slots=True)
@@ -73,6 +74,7 @@ class Verdict:
     shown: Shown
     reply: str
     choice: int | None
+    cut_off: bool = False  # the reply reached the token limit
 
     @property
     def chosen(self) -> str | None:
@@ -132,14 +134,16 @@ class _Live:
             self.env.admissible() if show_admissible else None,
         )
 
-    def act(self, reply: str, action: str | None) -> None:
+    def act(self, answer: Sample, action: str | None) -> None:
         """Apply a reply. One that holds no action costs a turn: data, not a crash."""
         assert self.turn is not None
         if self.turn.done:  # it could not even start
             return
         seen = self.turn.observation
         self.turn = self.env.step((action or "").strip())
-        self.episode.moves.append(Move(seen, reply, action or "", self.turn.applied))
+        self.episode.moves.append(
+            Move(seen, answer.text, action or "", self.turn.applied, answer.stop == "length")
+        )
         self.unread = 0 if action is not None else self.unread + 1
 
     def finished(self) -> bool:
@@ -192,7 +196,7 @@ def play_episodes(
                 answers = ask(policy, tokens, options.max_tokens, options.temperature, seed)
                 actions = [prompter.action_in(answer) for answer in answers]
             with tally.timing("environment"):
-                list(each(_Live.act, live, [answer.text for answer in answers], actions))
+                list(each(_Live.act, live, answers, actions))
             following = []
             for player, prompt in zip(live, asked):
                 episode = player.episode

@@ -36,6 +36,7 @@ def evaluate_episodes(episodes: Sequence[Episode]) -> dict[str, Any]:
         "repeats_failure": rate([e.repeats_a_failure() for e in episodes]),
         "failed_actions": rate([not m.applied for e in episodes for m in e.moves]),
         "unparseable": rate([not m.action for e in episodes for m in e.moves]),
+        "cut_off": rate([m.cut_off for e in episodes for m in e.moves]),
         "dropped_turns": sum(e.dropped_turns for e in episodes),
         "lost": sum(e.stop == "lost" for e in episodes),
     }
@@ -61,6 +62,7 @@ def next_action_accuracy(
     return {
         "accuracy": rate(hits),
         "valid": rate([a is not None for a in actions]),
+        "cut_off": rate([answer.stop == "length" for answer in answers]),
         "dropped_turns": sum(p.dropped for p in prompts),
     }
 
@@ -85,9 +87,10 @@ def judgement_accuracy(
     """
     ways = 1 + len(asked[0].alternatives)
     shown = [question.present(right) for question in asked for right in range(ways)]
-    chosen, dropped = ask_critic(policy, prompter, shown, config, seed, tally)
+    verdicts, dropped = ask_critic(policy, prompter, shown, config, seed, tally)
     # Q questions, P positions of the right answer; −1: no choice could be read
-    choice_QP = np.array([-1 if c is None else c for c in chosen]).reshape(-1, ways)
+    choices = [-1 if v.choice is None else v.choice for v in verdicts]
+    choice_QP = np.array(choices).reshape(-1, ways)
     right_P = np.arange(ways)
     valid_QP, right_QP = choice_QP >= 0, choice_QP == right_P
     all_QP = np.ones_like(valid_QP)
@@ -101,6 +104,7 @@ def judgement_accuracy(
         **{f"expert_{POSITIONS[at]}": rate(right_QP[:, at]) for at in range(ways)},
         "consistent": rate(consistent_Q),
         "implicit": rate(implicit_judgements(policy, prompter, asked)),
+        "cut_off": rate([verdict.cut_off for verdict in verdicts]),
         "dropped_turns": dropped,
     }
     if config.intervene == "wrong":
@@ -117,22 +121,22 @@ def ask_critic(
     config: EvalConfig,
     seed: int,
     tally: Tally | None = None,
-) -> tuple[list[int | None], int]:
-    """The critic's choices (None: unparseable), and how many turns of history were left out."""
+) -> tuple[list[Verdict], int]:
+    """What the critic says to each question, and how many turns of history were left out."""
     thinks = bool(config.judge_thinking)
     prompts = [prompter.critic(s.state, s.actions, thinks) for s in shown]
     begun = [forced_prefix(prompter, config.intervene, s.actions, s.right) for s in shown]
     asked = [p.tokens + prompter.begin_tokens(text) for p, text in zip(prompts, begun)]
     most, on_answers = config.judge_max_tokens, (tally or Tally()).on_answers
     answers = ask(policy, asked, most, config.temperature, seed, on_answers)
-    chosen = [
-        prompter.parse_choice(text + answer.text, s.actions, s.state.compare)
-        for text, answer, s in zip(begun, answers, shown)
-    ]
+    verdicts = []
+    for text, answer, s in zip(begun, answers, shown):
+        reply = text + answer.text
+        choice = prompter.parse_choice(reply, s.actions, s.state.compare)
+        verdicts.append(Verdict(s, reply, choice, answer.stop == "length"))
     if tally:
-        replies = (text + answer.text for text, answer in zip(begun, answers))
-        tally.verdicts += map(Verdict, shown, replies, chosen)
-    return chosen, sum(p.dropped for p in prompts)
+        tally.verdicts += verdicts
+    return verdicts, sum(p.dropped for p in prompts)
 
 
 def implicit_judgements(

@@ -77,6 +77,7 @@ def test_dry_run(config, chat_model, tmp_path):
     outcome = json.loads((tmp_path / "run" / "results.json").read_text())
     settings = load_config(config)
     names = [f"{i}-{stage}" for i, stage in enumerate(settings.recipe, start=1)]
-    assert list(outcome["results"]) == ["base", *names]
+    base = ["base", "base-thinking"] if settings.thinks() else ["base"]
+    assert list(outcome["results"]) == [*base, *names]
     for result in outcome["results"].values():
         assert "judgement" in result and ("splits" in result) == (settings.env.name != "none")
