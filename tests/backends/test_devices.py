@@ -54,6 +54,25 @@ def test_bfloat16_only_where_the_card_itself_has_it(monkeypatch, major):
     assert pick_dtype("auto", torch.device("cuda:0")) == torch.float32
 
 
+def test_a_card_s_speed_is_that_of_a_product_that_it_notices():
+    """2048³ is 17 GFLOP: 25 µs on an H100, where starting it would be measured too."""
+    from miniact.backends.torch.probe import Probe, large_enough
+
+    assert large_enough(torch.device("cuda:1")) == 8192
+    assert large_enough(torch.device("cpu")) == 2048
+    assert Probe("cpu", "float32").matmul(n=64, repeats=1) > 0
+
+
+def test_mlx_is_planned_for_in_the_precision_that_it_loads(monkeypatch):
+    mx = pytest.importorskip("mlx.core")
+    from miniact.backends.mlx import load as mlx_load
+    from miniact.backends.mlx.probe import Probe
+
+    assert Probe("auto", "auto").precision == "float32"  # a CPU's
+    monkeypatch.setattr(mlx_load.mx, "default_device", lambda: mx.Device(mx.gpu))
+    assert Probe("auto", "auto").precision == "bfloat16"
+
+
 def test_auto_is_the_best_device_there_is(monkeypatch):
     assert pick_device("auto").type == "cpu"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)

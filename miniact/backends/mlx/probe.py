@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from miniact.backends.memory import ProcessMemory
+from miniact.backends.mlx.load import pick_dtype
 
 SHARE = 0.8  # of what Metal recommends and nothing holds yet goes to sampling
 
@@ -26,8 +27,8 @@ class Probe:
 
     def __init__(self, device: str, dtype: str) -> None:
         self.kind, self.process = "mlx", ProcessMemory()
-        self.precision = "float32" if dtype == "auto" else dtype
-        self.dtype = mx.float32 if dtype in ("auto", "float32") else getattr(mx, dtype)
+        self.dtype = pick_dtype(dtype)
+        self.precision = str(self.dtype).rpartition(".")[2]
 
     def free(self) -> float:
         return self.process.free()
@@ -45,8 +46,9 @@ class Probe:
     def peak(self) -> int:
         return mx.get_peak_memory()
 
-    def matmul(self, n: int = 1024, repeats: int = 4) -> float:
+    def matmul(self, n: int = 0, repeats: int = 4) -> float:
         """The best of a few n × n products."""
+        n = n or (4096 if mx.default_device() == mx.Device(mx.gpu) else 1024)
         a, b = mx.random.normal((2, n, n), key=mx.random.key(0)).astype(self.dtype)
         mx.eval(a, b)
         best = 0.0
