@@ -44,8 +44,8 @@ class Commands(click.Group):
 def main() -> None:
     """Agentic Critical Training: teach an agent to tell the better action, then let it act.
 
-    CONFIG is a YAML file or the name of one in tiny_configs/ (default: household).
-    KEY=VALUE overrides any field, for example stage.act.steps=50.
+    CONFIG is a YAML file or the name of one that ships; miniact run lists them (default of the
+    other commands: household). KEY=VALUE overrides any field, for example stage.act.steps=50.
     """
     if processes() > 1:
         from miniact.backends.protocol import join_others

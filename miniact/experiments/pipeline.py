@@ -131,10 +131,22 @@ def run_stages(work: Workshop) -> dict[str, Any]:
             with work.timed(key), Bar(work.console, key) as bar:
                 train(work, number, name, data, bar)
         results[key] = measure(work, key, folder, data, thinking)
-        # Logged also if it was read back: then another run of a comparison may have made it.
-        with logging(work.run.log_to, work.run.path, "evaluations", number) as log:
-            log(numbers(results[key]), number)
+        log_evaluation(work.run, key, number, numbers(results[key]))
     return {"results": results, "seconds": {k: round(v, 1) for k, v in work.timings.items()}}
+
+
+def log_evaluation(run: RunFolder, key: str, number: int, figures: dict[str, float]) -> None:
+    """Log an evaluation once, also one that another run of a comparison has made.
+
+    What was logged is remembered: not every logger replaces a step that comes again.
+    """
+    file = run.path / "logged.json"
+    logged = read_json(file).get("evaluations", []) if file.is_file() else []
+    if key in logged:
+        return
+    with logging(run.log_to, run.path, "evaluations", number) as log:
+        log(figures, number)
+    write_json(file, {"evaluations": [*logged, key]})
 
 
 def train(work: Workshop, number: int, name: str, data: Data, bar: Bar) -> None:

@@ -7,6 +7,7 @@
     stages/<k>-<name>/    adapter/ when done, checkpoint-<step>/ before; eval.json, episodes.jsonl,
                           judgements.jsonl (the critic's held-out answers)
     samples/<k>-<name>.jsonl   prompts, replies, rewards, advantages
+    logged.json           evaluations that the loggers have
     results.json, results.txt, curves.png                  the final table and its picture
 
 Whatever is written appears whole or not at all. Every batch, order and sample is a function of

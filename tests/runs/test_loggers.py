@@ -153,3 +153,15 @@ def test_a_function_of_ones_own(tmp_path, tokenizer, monkeypatch):
         with pytest.raises(UserError, match=rf"^log.to: .*{says}"):
             run_recipe(config, tmp_path / "third", Console(file=StringIO()))
     assert not (tmp_path / "third").exists()
+
+
+def test_an_evaluation_is_logged_once_however_often_a_run_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "own_counter.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    given = [*SMALL, "recipe=[]", "eval.episodes=0", "log.to=own_counter:lines"]
+    config, out = load_config("household", given), tmp_path / "run"
+    for _ in range(3):
+        run_recipe(config, out, Console(file=StringIO()))
+    lines = (out / "own.txt").read_text().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("evaluations 0 0 ['judgement/accuracy'")
