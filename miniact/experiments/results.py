@@ -91,7 +91,10 @@ def next_commands(folder: Path, results: dict[str, Any]) -> list[tuple[str, str]
             f"miniact report {folder}",
             "one HTML page: the verdict, a quiz, episodes, the table, curves",
         ),
-        (f"miniact show {folder} episode", "an episode; also pair, group (answers and rewards)"),
+        (
+            f"miniact show {folder} episode",
+            "an episode; also pair, group (answers and rewards), thoughts",
+        ),
     ]
     if stages:
         rows = [",".join(row) for row in ([without] if without != stages else []) + [stages] if row]

@@ -23,7 +23,7 @@ from miniact.evaluation.rates import percent
 from miniact.experiments.columns import print_columns
 from miniact.experiments.metrics import rates
 from miniact.experiments.reading import Run, read_run, training_cost
-from miniact.experiments.words import main_rows
+from miniact.experiments.words import compared, main_rows
 from miniact.runs.files import write_json, write_text
 
 NO_BREAK = "\u00a0"  # a space at which no line ends
@@ -232,4 +232,7 @@ def print_comparison(comparison: dict[str, Any], console: Console) -> None:
     left = [label.strip() for label in shown]
     console.print()
     print_columns(console, "recipe", [row["label"] for row in rows], cells, left)
-    console.print(caption(comparison), style="dim", highlight=False, soft_wrap=True)
+    console.print(caption(comparison), style="dim", highlight=False)
+    console.print()
+    for sentence in compared(comparison):
+        console.print(sentence, highlight=False, markup=False)

@@ -86,10 +86,11 @@ def compared(comparison: dict[str, Any]) -> list[str]:
             said.append(f"{names[row['recipe']]} is {'; '.join(told)} than {baseline}.")
     if len(seeds) < 2:
         return ["With one seed there are no intervals, so no recipe can be told from another."]
+    rest = "Nothing else" if said else "No recipe"
     return [
-        *(said or [f"No recipe can be told from {baseline}."]),
-        f"All else cannot be told apart over {len(seeds)} seeds: its 95 % interval of the paired "
-        "difference holds 0, which is no proof that there is no difference.",
+        *said,
+        f"{rest} can be told from {baseline} over {len(seeds)} seeds: the 95 % interval of the "
+        "paired difference holds 0, which is no proof that there is no difference.",
     ]
 
 

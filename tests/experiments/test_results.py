@@ -12,7 +12,7 @@ from rich.console import Console
 from miniact.cli.main import main
 from miniact.evaluation.rates import rate
 from miniact.experiments.results import next_commands, print_report, print_results
-from miniact.experiments.words import meanings, sentences
+from miniact.experiments.words import compared, meanings, sentences
 
 
 def evaluation(solved: int, right: int) -> dict:
@@ -77,3 +77,23 @@ def test_the_end_explains_its_words_and_names_commands_that_exist(tmp_path):
         assert command.split()[1] in main.commands
     print_report(folder, console, verbose=True)
     assert "time: 1-il 4 s" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_comparison_says_what_leaves_out_zero():
+    change = {"mean": 0.125, "low": 0.01, "high": 0.24}
+    unsure = {"mean": -0.3, "low": -0.7, "high": 0.1}
+    rows = [
+        {"recipe": "il", "label": "il", "difference": {}},
+        {
+            "recipe": "ours",
+            "label": "il → act",
+            "difference": {"judgement": change, "next action": unsure, "  implicit": change},
+        },
+    ]
+    table = {"recipes": ["il", "ours"], "seeds": [0, 1, 2], "baseline": "il", "rows": rows}
+    first, rest = compared(table)
+    assert first == "il → act is higher in judgement (by 12.5 points) than il."
+    assert rest.startswith("Nothing else can be told from il over 3 seeds")
+    rows[1]["difference"] = {"next action": unsure}
+    assert compared(table)[0].startswith("No recipe can be told from il over 3 seeds")
+    assert "one seed" in compared({**table, "seeds": [0]})[0]
