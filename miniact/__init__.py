@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from miniact.experiments.pipeline import run_recipe as run
     from miniact.method.prompts import Prompter
     from miniact.method.stage import Stage, imitate, reinforce
+    from miniact.tools.agent import load_agent
     from miniact.types import (
         Completion,
         Group,
@@ -44,6 +45,7 @@ API = {  # name: where it lives
     "load_policy": "miniact.backends.protocol:load_policy",
     "Prompter": "miniact.method.prompts:Prompter",
     "make_env": "miniact.envs:make_env",
+    "load_agent": "miniact.tools.agent:load_agent",
     "Stage": "miniact.method.stage:Stage",
     "imitate": "miniact.method.stage:imitate",
     "reinforce": "miniact.method.stage:reinforce",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -194,6 +194,29 @@ def play(config: Config, watch: bool, split: str, task: int) -> None:
     from miniact.tools.play import play_task
 
     play_task(config, watch or bool(config.model.start), split, task, terminal())
+
+
+@main.command()
+@click.argument("where", type=PATH)
+@click.argument("file", type=PATH, required=False)
+@click.option("--task", help="What is to be done; instead of FILE, with --observation.")
+@click.option("--observation", default="", help="What is seen now.")
+@click.option("--judge", is_flag=True, help="Which action is better: the given ones, or its own.")
+@click.option("--candidate", multiple=True, help="An action to judge; may stand there twice.")
+@click.option("--temperature", default=0.0, show_default=True, help="0: greedy.")
+@click.option("--show-prompt", is_flag=True, help="What a server must be sent; asks nobody.")
+@click.option("--model", default="", help="The base model, if it lies elsewhere now.")
+@friendly
+def ask(where: Path, file: Path | None, **options: Any) -> None:
+    """Ask a trained model for the next action.
+
+    WHERE: a run folder, an adapter in one, or an exported model. FILE: states or running dialogues
+    as JSON or JSON lines; - or nothing reads them from the standard input.
+    """
+    from miniact.tools.ask import Asked, ask_all
+
+    for line in ask_all(where, file, Asked(**options)):
+        click.echo(line)
 
 
 @main.command("export")

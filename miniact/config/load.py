@@ -108,9 +108,21 @@ def changed_keys(saved: Path, config: Config) -> list[str]:
 
 
 def with_limits_of(known: Config, config: Config) -> Config:
-    """The config with its open limits as a run has settled them before."""
+    """The config with what it leaves open as a run has settled it before."""
     open_keys = [key for key in ("prompt.max_tokens", *LIMITS) if not value_of(config, key)]
-    return with_overrides(config, [f"{key}={value_of(known, key)}" for key in open_keys])
+    if config.prompt.form == "auto":
+        open_keys += ["prompt.form", *THINKING]
+    return with_overrides(config, [f"{key}={_written(value_of(known, key))}" for key in open_keys])
+
+
+THINKING = (  # every key that lets the model think
+    *("pairs.thinking", "eval.thinking", "eval.judge_thinking"),
+    *(f"stage.{name}.thinking" for name in (*STAGES, "plugin")),
+)
+
+
+def _written(value: Any) -> str:
+    return "auto" if value is None else str(value)
 
 
 def value_of(config: Config, key: str) -> Any:

@@ -79,8 +79,10 @@ class PromptConfig:
     form: str = key(
         "tags",
         "tags: <action>…</action> and <choice>…</choice>; plain: the bare answer, for tiny models; "
-        "chat: the dialogue as turns of the model's own template, tool calls in its own form",
-        choices=("tags", "plain", "chat"),
+        "chat: the dialogue as turns of the model's own template, tool calls in its own form; "
+        "auto: chat for logs with tool calls, else tags; plain, without thinking, for a model that "
+        "has no chat template or cannot write tags",
+        choices=("tags", "plain", "chat", "auto"),
     )
     max_tokens: int = key(
         2048, f"longest prompt, in tokens; older history is dropped first; {OPEN}", low=0

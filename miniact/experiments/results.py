@@ -97,6 +97,12 @@ def next_commands(folder: Path, results: dict[str, Any]) -> list[tuple[str, str]
         ),
     ]
     if stages:
+        last = folder / "stages" / list(results)[-1] / "adapter"
+        commands += [
+            (f"miniact ask {folder} < state.json", "the next action in a state of your own"),
+            (f"miniact export {last} --to merged --out {folder}-model",
+             "a model of its own, to serve: docs/serve.md"),
+        ]  # fmt: skip
         rows = [",".join(row) for row in ([without] if without != stages else []) + [stages] if row]
         asked = f'--recipes "{"; ".join(rows)}" --seeds 0-4 --out {folder}-seeds'
         compare = f"miniact compare {folder / 'config.yaml'} {asked}"

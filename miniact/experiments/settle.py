@@ -23,6 +23,7 @@ from miniact.backends.common import config_folder
 from miniact.backends.models import ModelSource, find_model, load_tokenizer
 from miniact.config import Config
 from miniact.config.load import (
+    THINKING,
     changed_keys,
     load_config,
     value_of,
@@ -33,6 +34,7 @@ from miniact.config.sections import LIMITS, EnvConfig
 from miniact.data.trajectories import TrajectoryFile, find_file, import_rows, is_held_out, to_row
 from miniact.experiments.lengths import tell, too_long, unlimited, whole
 from miniact.method import run_of
+from miniact.method.calls import calls_of
 from miniact.method.prompts import Prompter
 from miniact.method.stage import needs_of
 from miniact.runs.files import write_jsonl
@@ -49,11 +51,19 @@ def settled(config: Config, console: Console | None = None) -> Config:
     Notes go to the console. Without a trajectory file there are no data yet.
     """
     if not config.env.trajectories:
-        return config
+        return _with_form(config, None) if config.prompt.form == "auto" else config
     prompter, context = open_prompter(config)
     with _indexed(config.env) as file:
+        if config.prompt.form == "auto":
+            config = _with_form(config, file)
+            prompter = Prompter(prompter.tokenizer, config.prompt)
         data = Measured.of(prompter, config, file)
         notes = list(data.problems(config))
+        if prompter.chat and not prompter.chat.own_calls:
+            notes.append(
+                f"the template of {config.model.path} writes no tool calls that can be read back: "
+                "they stand in <tool_call> tags, and a system message holds the definitions"
+            )
         config = _set(config, data.prompt, {"action": data.action, "choice": data.choice}, context)
         notes += data.short_limits(config)
         longest = config.prompt.max_tokens + max(value_of(config, key) for key in LIMITS)
@@ -83,6 +93,17 @@ def _thinks(config: Config, key: str) -> bool:
     if (value := value_of(config, key)) is None:
         return config.thinks("act" if key == "eval.judge_thinking" else "")
     return bool(value)
+
+
+def _with_form(config: Config, file: TrajectoryFile | None) -> Config:
+    """What prompt.form: auto means for this model and these data."""
+    prompter, _ = open_prompter(config)
+    tags = prompter.tokenizer("<action>look</action>", add_special_tokens=False)["input_ids"]
+    if not prompter.template.exists or prompter.tokenizer.unk_token_id in tags:
+        return with_overrides(config, ["prompt.form=plain", *(f"{key}=false" for key in THINKING)])
+    first = map(file.read, range(min(len(file), 100))) if file else ()
+    calls = any(t.tools or any(calls_of(step.action) for step in t.steps) for t in first)
+    return with_overrides(config, [f"prompt.form={'chat' if calls else 'tags'}"])
 
 
 def _set(

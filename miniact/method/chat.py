@@ -65,11 +65,6 @@ class Chat:
 
     # ---- writing -------------------------------------------------------------------------------
 
-    def text(self, messages: Sequence[Message], state: State, thinking: bool) -> str:
-        """The prompt, up to where the reply starts."""
-        tools = self.tools(state) if self.own_tools else None
-        return self.template.render(messages, thinking, tools)
-
     def tools(self, state: State) -> list[dict[str, Any]]:
         return deep(self.safe, list(state.tools))
 

@@ -30,7 +30,7 @@ from miniact.config.sections import PromptConfig
 from miniact.method.chat import Chat
 from miniact.method.quoting import escape, escape_calls, unescape
 from miniact.method.rewards import same_action
-from miniact.method.template import Template
+from miniact.method.template import Message, Template
 from miniact.method.wording import Wording
 from miniact.types import Sample, State
 
@@ -82,6 +82,14 @@ class Prompter:
     def action(self, state: State, thinking: bool = False) -> Prompt:
         """The prompt that asks for the next action in `state`."""
         return self._fit(state, self._ask_action(thinking), thinking)
+
+    def sent(
+        self, state: State, thinking: bool = False
+    ) -> tuple[list[Message], list[dict[str, Any]] | None]:
+        """(messages, tools) that a server must be sent to show the model the action prompt."""
+        turns = len(state.history) + state.earlier - self.action(state, thinking).dropped
+        messages = self._messages(self.shortened(state), turns, self._ask_action(thinking))
+        return messages, self._tools(state)
 
     def critic(self, state: State, actions: Sequence[str], thinking: bool = False) -> Prompt:
         """The prompt that asks which of `actions` (in the order given) is better in `state`."""
@@ -249,21 +257,20 @@ class Prompter:
             lines.append(fill("admissible", actions=", ".join(map(quote, state.admissible))))
         return "\n".join([*lines, question] if question else lines)
 
-    def _dialogue(self, state: State, turns: int, question: str, thinking: bool) -> str:
-        """The same as the turns of a dialogue."""
-        assert self.chat is not None
+    def _messages(self, state: State, turns: int, question: str) -> list[Message]:
+        """The same as messages: one of the user, or in the form `chat` those of the dialogue."""
+        if self.chat is None:
+            return [{"role": "user", "content": self._body(state, turns, question)}]
         missing = len(state.history) - turns + state.earlier
         left_out = self.wording.fill("left out", count=missing) if missing else ""
         listed = state.admissible if self.config.show_admissible else None
         shown = self.wording.fill("admissible", actions=", ".join(listed)) if listed else ""
         asked = "\n".join(part for part in (shown, question) if part)
-        messages = self.chat.messages(state, turns, left_out, asked)
-        return self.chat.text(messages, state, thinking)
+        return self.chat.messages(state, turns, left_out, asked)
 
-    def _encode(self, body: str, thinking: bool) -> tuple[int, ...]:
-        """One user turn in the model's own template, up to where the reply starts."""
-        message = {"role": "user", "content": body}
-        return self.template.encode(self.template.render([message], thinking))
+    def _tools(self, state: State) -> list[dict[str, Any]] | None:
+        """Definitions of tools for the template, if it is to show them."""
+        return self.chat.tools(state) if self.chat and self.chat.own_tools else None
 
     def _fit(self, state: State, question: str, thinking: bool) -> Prompt:
         """As much of the newest history as the limits allow; it slides in blocks (`slide`)."""
@@ -271,9 +278,10 @@ class Prompter:
         limit, past = self.config.max_tokens or math.inf, len(state.history)
 
         def shown(turns: int) -> tuple[int, ...]:
-            if self.chat:
-                return self.template.encode(self._dialogue(state, turns, question, thinking))
-            return self._encode(self._body(state, turns, question), thinking)
+            messages = self._messages(state, turns, question)
+            return self.template.encode(
+                self.template.render(messages, thinking, self._tools(state))
+            )
 
         most = min(past, self.config.history)
         tokens = shown(most)

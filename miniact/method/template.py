@@ -33,6 +33,7 @@ class Template:
     """Renders messages for one tokenizer. Raises UserError for a template that cannot be used.
 
     exists: whether the tokenizer has a chat template
+    switch: the name under which it does so, or ""
     switches_thinking: whether it can ask for a reply with, and for one without, a thought
     opens_thought: whether a prompt that asks for a thought itself ends in <think>
     tags_thought: whether this model writes its thoughts as <think>…</think>
@@ -42,13 +43,13 @@ class Template:
         self.tokenizer = tokenizer
         self.exists = bool(getattr(tokenizer, "chat_template", None))
         self.switches_thinking = self.opens_thought = self.tags_thought = False
-        self._switch = ""
+        self.switch = ""
         if self.exists:
             # a template ignores what it does not know, so a switch is what makes a difference
             working = (s for s in SWITCHES if self._probe(s, True) != self._probe(s, False))
-            self._switch = next(working, "")
-            self.switches_thinking = bool(self._switch)
-            self.opens_thought = self._probe(self._switch, True).rstrip().endswith("<think>")
+            self.switch = next(working, "")
+            self.switches_thinking = bool(self.switch)
+            self.opens_thought = self._probe(self.switch, True).rstrip().endswith("<think>")
             mentions = "<think>" in str(tokenizer.chat_template)
             self.tags_thought = self.opens_thought or (self.switches_thinking and mentions)
 
@@ -78,7 +79,7 @@ class Template:
 
     def _probe(self, switch: str, thinking: bool) -> str:
         """A short prompt, with this switch set."""
-        self._switch = switch
+        self.switch = switch
         text = self.render([{"role": "user", "content": "hello"}], thinking)
         if "hello" not in text:  # it wants a list of parts: text, image, …
             self._refuse("leaves out the text of a message that is a plain string")
@@ -104,7 +105,7 @@ class Template:
             chat_template=_PINNED + source if "strftime_now" in source else source,
             tokenize=False,
             add_generation_prompt=generation,
-            **({self._switch: thinking} if self._switch else {}),
+            **({self.switch: thinking} if self.switch else {}),
         )
 
 

@@ -27,6 +27,7 @@ from miniact.runs.files import whole_folder, write_json
 
 ALONGSIDE = ("*.json", "*.jinja", "*.txt", "tokenizer.model")  # what a model folder holds besides
 MLX_LLAMA = {"rope_theta": 10000.0}  # what mlx-lm's Llama takes where config.json says nothing
+KEPT = "miniact.yaml"  # in an exported model: the config of the run that it comes from
 LORA = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 
 
@@ -51,8 +52,11 @@ def export(adapter: Path, to: str, out: Path, model: str = "") -> Path:
     if to not in writers:
         raise UserError(f"--to {to}: expected one of {', '.join(writers)}")
     pairs = _lora_pairs(file)
+    run = next((p for p in adapter.absolute().parents if (p / "config.yaml").is_file()), None)
     with whole_folder(out) as part:
         writers[to](part, pairs, config, base)
+        if run:  # so that `miniact ask` knows how its prompts are written
+            shutil.copyfile(run / "config.yaml", part / KEPT)
     return base
 
 

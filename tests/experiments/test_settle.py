@@ -80,6 +80,20 @@ def test_reasoning_gets_room(tmp_path, model):
     assert thinks.stage.rl.max_tokens == plain.stage.rl.max_tokens
 
 
+def test_the_form_follows_from_the_model_and_the_data(tmp_path, model):
+    """Tools: chat. A chat template: tags, and the critic thinks. Neither: plain, and none does."""
+    calls = [row | {"actions": ['{"name": "f", "arguments": {}}'] * 2} for row in rows()]
+    asked = {"chat": (model, calls), "tags": (model, rows())}
+    for form, (path, listed) in asked.items():
+        open_config = config_of(path, write(tmp_path, listed), "prompt.form=auto")
+        config = settled(open_config)
+        assert config.prompt.form == form and config.stage.act.thinking
+        assert with_limits_of(config, open_config) == config
+    tiny = settled(load_config("own-logs", []))
+    assert tiny.prompt.form == "plain" and not tiny.stage.act.thinking
+    assert settled(load_config(None, ["prompt.form=auto"])).prompt.form == "plain"
+
+
 def test_a_prompt_leaves_room_for_its_answer(tmp_path, model):
     """Neither the model's positions nor one pass of it are exceeded."""
     listed = rows()

@@ -128,7 +128,7 @@ def make_reflections(
         replies = policy.sample(prompts, 1, config.max_tokens, config.temperature, seed + at)
         for experience, (sample,) in zip(batch, replies):
             expert = experience.taken[0]
-            text, verdict = judge_reflection(prompter, sample, expert)
+            text, verdict = judge_reflection(prompter, sample, expert, experience.state.compare)
             if verdict == "kept" and canonical(text) in seen:
                 verdict = "duplicate"
             if verdict != "kept":
@@ -140,7 +140,9 @@ def make_reflections(
         at += len(batch)
 
 
-def judge_reflection(prompter: Prompter, sample: Sample, expert: str) -> tuple[str, str]:
+def judge_reflection(
+    prompter: Prompter, sample: Sample, expert: str, rule: str = "words"
+) -> tuple[str, str]:
     """(reflection, "kept") or ("", the reason to drop it)."""
     parsed = prompter.parse_reflection(sample.text)
     if sample.stop == "length":
@@ -148,7 +150,7 @@ def judge_reflection(prompter: Prompter, sample: Sample, expert: str) -> tuple[s
     if parsed is None:
         return "", "unparseable"
     text, action = parsed
-    if not same_action(action, expert):
+    if not same_action(action, expert, rule):
         return "", "disagrees"
     if not any(map(str.isalnum, text)):
         return "", "empty"

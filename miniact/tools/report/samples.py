@@ -12,6 +12,7 @@ from miniact.config.sections import PromptConfig
 from miniact.evaluation.episodes import Move, failures_running
 from miniact.experiments.reading import Run, read_rows
 from miniact.method.prompts import Prompter, unescape
+from miniact.runs.files import read_jsonl
 
 TEXT = 4000  # characters of one text that are shown
 SIZE = 5_000_000  # bytes of samples in a page; with more, fewer samples are kept
@@ -54,7 +55,9 @@ def candidates(prompt: str) -> list[str]:
     return []
 
 
-def group_item(row: dict[str, Any], stage: str, prompter: Prompter) -> dict[str, Any]:
+def group_item(
+    row: dict[str, Any], stage: str, prompter: Prompter, rule: str = "words"
+) -> dict[str, Any]:
     """One rollout group. In a critic's group, `right` is the expert's candidate; else `expert` is.
 
     Rows of older runs say neither: then `right` is what a correct answer chose, if there is one;
@@ -66,7 +69,7 @@ def group_item(row: dict[str, Any], stage: str, prompter: Prompter) -> dict[str,
     answers, right = [], row["right"] if stored and critic else None
     for answer in row["answers"]:
         item = {k: answer.get(k) for k in ("stop", "reward", "valid", "advantage", "logp")}
-        item["choice"] = prompter.parse_choice(answer["reply"], actions) if actions else None
+        item["choice"] = prompter.parse_choice(answer["reply"], actions, rule) if actions else None
         if stored:
             pass  # the row says it itself
         elif item["choice"] is not None and answer.get("correct", answer["reward"] > 0.5):
@@ -117,6 +120,14 @@ def pair_item(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def compared_by(run: Run) -> str:
+    """The rule by which this run compares actions: its data have one."""
+    if not (run.path / "trajectories.jsonl").is_file():
+        return "words"
+    first = next(read_jsonl(run.path / "trajectories.jsonl", []), None)
+    return str(first[2].get("compare", "words")) if first else "words"
+
+
 class Samples:
     """Groups, episodes and pairs of all runs, thinned until they fit the page."""
 
@@ -126,9 +137,11 @@ class Samples:
         self.parts: list[tuple[str, int, list[dict[str, Any]], int]] = []  # kind, seed, items, of
         for number, run in enumerate(runs):
             form = str((run.config.get("prompt") or {}).get("form"))
-            prompter = Prompter(_NoTokens(), PromptConfig(form=form))
+            # a dialogue's critic answers in tags, and only its choices are read here
+            parses = PromptConfig(form="tags" if form == "chat" else form)
+            prompter, rule = Prompter(_NoTokens(), parses), compared_by(run)
             for file in sorted((run.path / "samples").glob("*.jsonl")):
-                make = functools.partial(group_item, stage=file.stem, prompter=prompter)
+                make = functools.partial(group_item, stage=file.stem, prompter=prompter, rule=rule)
                 self._add("groups", run, file, {"run": number, "stage": file.stem}, make)
             for file in sorted((run.path / "stages").glob("*/episodes.jsonl")):
                 about = {"run": number, "stage": file.parent.name}
