@@ -1,26 +1,23 @@
-"""The tiny base model: a beginner that thinks, made from play of mixed skill, never from an expert.
+"""The tiny base model: made from random play, never from an expert.
 
-`python dev/make_tiny.py --out FOLDER` plays the household world's `play` split, whose rooms and
-goals no other split has, and trains a small Llama on what was played there, replies alone:
+`python dev/make_tiny.py --out FOLDER` plays the household world's train tasks at random, writes
+each visited state as the prompt that the stages will use, and trains a small Llama on the whole
+text:
 
-    action example   state → a thought, then the action that it led to
-    critic example   state and two actions → a thought, then one of the two, by the toss of a coin
-    reflection       state, two actions and what they led to → thoughts on the first, and it
+    action example   state → the admissible action that random play took
+    critic example   state and two admissible actions → one of the two, drawn at random
 
-The player (`Player`) is skilled in some of its moves and random in the others, in a share that is
-drawn for each episode. When skilled it does what its task needs next, by what it has read; where it
-must search, it goes round the room. A thought is one to three true sentences of household_facts.py:
-of a skilled move mostly its reasons, of another any that are true. So the base knows the words, the
-form of an answer, how thoughts and actions belong together, and something of what tasks need. What
-to think of, and which of two actions is better, nothing tells it: in a critic's example chance
-picks the answer, and then thoughts that concern it.
+Often the task is told in hindsight: as the thing that random play then happened to do. So the base
+knows the words, the form of an answer, what tends to happen next and that tasks have to do with
+actions. It knows nothing of which action is better: that is up to the recipe.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +31,6 @@ from miniact.backends.torch.load import add_rope_theta
 from miniact.cli.common import friendly
 from miniact.config.sections import ModelConfig, PromptConfig
 from miniact.envs import Env, make_env
-from miniact.envs.household import PLAY
-from miniact.envs.household_facts import LAMP, TOOLS, Known, kind_of, read, things
 from miniact.method.grpo import weigh
 from miniact.method.losses import cross_entropy
 from miniact.method.prompts import Prompter
@@ -43,280 +38,74 @@ from miniact.runs.files import whole_folder
 from miniact.runs.progress import Bar
 from miniact.types import Completion, Group, State
 
-# A prompt that asks for a thought begins it; one that asks for none begins and ends it.
 CHAT_TEMPLATE = (
     "<start>{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}<reply><think>"
-    "{% if not enable_thinking %}</think>{% endif %}{% endif %}"
+    "{% if add_generation_prompt %}<reply>{% endif %}"
 )
 SPECIAL = ["<pad>", "<unk>", "<start>", "<reply>", "<end>"]
-TAGS = ["<think>", "</think>", "<action>", "</action>", "<choice>", "</choice>"]
-# one token for one thing ("shelf 1"), and for the head of a sentence ("i hold")
-WORDS = (
-    r"i (?:want|hold|must|am at|saw no|saw)|not searched|go to|nothing happens|[a-z]+ \d+|[a-z']+"
-    r"|\d+|\n|[^\sa-z0-9]"
-)
-# Left out. The end of a sentence stays where another begins with a small letter: in a thought.
-FILLERS = (
-    r",|\.(?! [a-z])|\b(?i:arrive at|in the middle of|looking quickly around|a|an|the|and|you|is"
-    r"|are|it)\b"
-)
-PROMPT = PromptConfig(
-    form="tags", wording="builtin:plain", show_admissible=False, history=20, max_tokens=768
-)
-THINKS = 0.8  # share of the action examples that have a thought
-JUDGES, REFLECTS = 0.35, 0.05  # share of critic examples, and of reflections; the rest are actions
-REPLIES = 8  # to one prompt
-SKILL = (0.2, 1.0)  # share of an episode's moves that are skilled, drawn uniformly from here
-AGAIN = 0.05  # share of the other moves that do once more what was done, whether it applies or not
-MOST = 20  # steps of an episode
+WORDS = r"[a-z]+ \d+|[a-z']+|\d+|\n|[^\sa-z0-9]"  # "shelf 1" is one word: one thing
+FILLERS = r"[.,]|\b(a|an|the|and|you|is|are|it|middle of|looking quickly around)\b"  # left out
 
 
-# ---- play --------------------------------------------------------------------------------------
+PLAIN = PromptConfig(form="plain", show_admissible=False, history=10, max_tokens=512)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """An action, and the true sentences that lead to it, the decisive one last."""
-
-    action: str
-    reasons: tuple[str, ...]
+Visit = tuple[State, tuple[str, ...], str]  # a state, its admissible actions, the random one taken
 
 
-class Player:
-    """Plays by what it has read. Reads nothing of the world but the actions that apply now."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
-
-    def plan(self, known: Known, actions: Sequence[str]) -> Plan:
-        """What the task needs next."""
-        hand = known.hand
-        if not hand:
-            return self._fetch(known)
-        if kind_of(hand) != known.object:
-            return self._put_down(known, actions)
-        holds = f"i hold {hand}"
-        if known.how == "light":
-            lamps = known.of_kind(LAMP)
-            if not lamps:
-                return self._search(known, LAMP)
-            place = known.where[lamps[0]]
-            reach = self._reach(known, place, (holds, f"i saw {lamps[0]} on {place}"))
-            return reach or Plan(f"use {lamps[0]}", (holds, f"light needs {lamps[0]}"))
-        if not known.ready(hand):
-            verb, tool = known.verb, f"{TOOLS[known.verb]} 1"
-            reasons = (holds, f"i must {verb} {known.object}", f"{verb} needs {tool}")
-            if known.at != tool:
-                return Plan(f"go to {tool}", reasons)
-            return Plan(f"{verb} {hand} with {tool}", (holds, f"i am at {tool}", reasons[1]))
-        return self._deliver(known)
-
-    def any(self, actions: Sequence[str]) -> str:
-        """Draw the kind of action first, then one of that kind, so that rare verbs come up too."""
-
-        def kind(action: str) -> str:
-            verb = action.partition(" ")[0]
-            return "look" if verb in ("examine", "inventory") else verb
-
-        drawn = self.rng.choice(sorted({kind(a) for a in actions}))
-        return self.rng.choice([a for a in actions if kind(a) == drawn])
-
-    def _fetch(self, known: Known) -> Plan:
-        takeable = [
-            (not known.ready(name), name)
-            for name in known.of_kind(known.object)
-            if not (known.how == "two" and kind_of(known.where[name]) == known.target)
-        ]
-        if not takeable:
-            return self._search(known, known.object)
-        name = min(takeable)[1]
-        place = known.where[name]
-        reasons = (known.goal(), "i hold nothing", f"i saw {name} on {place}")
-        return self._reach(known, place, reasons) or Plan(f"take {name} from {place}", reasons)
-
-    def _search(self, known: Known, kind: str) -> Plan:
-        """Go round the room as it was listed: where things usually are it does not know."""
-        place = next_left(known)
-        why = f"{place} not searched" if place else f"i hold {known.hand or 'nothing'}"
-        place = place or self.rng.choice(known.places)
-        reasons = (known.goal(), f"i saw no {kind}", why)
-        return self._reach(known, place, reasons) or Plan(f"examine {place}", reasons)
-
-    def _put_down(self, known: Known, actions: Sequence[str]) -> Plan:
-        here = [a for a in actions if a.startswith("move ")]
-        action = here[0] if here else f"go to {self.rng.choice(known.places)}"
-        return Plan(action, (known.goal(), f"i hold {known.hand}"))
-
-    def _deliver(self, known: Known) -> Plan:
-        targets = [p for p in known.places if kind_of(p) == known.target]
-        begun = [p for n, p in known.where.items() if known.ready(n) and p in targets]
-        place = begun[0] if known.how == "two" and begun else self.rng.choice(targets)
-        if known.at in targets and not begun:
-            place = known.at
-        treated = (f"{known.hand} {known.how}",) if known.verb else ()
-        reasons = (f"i hold {known.hand}", *treated, known.goal())
-        reach = self._reach(known, place, reasons)
-        return reach or Plan(f"move {known.hand} to {place}", reasons)
-
-    def _reach(self, known: Known, place: str, reasons: tuple[str, ...]) -> Plan | None:
-        if known.at != place:
-            return Plan(f"go to {place}", reasons)
-        return (
-            Plan(f"open {place}", (*reasons, f"{place} closed")) if place in known.closed else None
-        )
-
-
-def next_left(known: Known) -> str:
-    """The first place that has not been searched, from where the agent stands on; "": none."""
-    at = known.places.index(known.at) if known.at in known.places else 0
-    round_trip = [*known.places[at:], *known.places[:at]]
-    return next((place for place in round_trip if place not in known.searched), "")
-
-
-@dataclass(frozen=True)
-class Visit:
-    state: State
-    actions: tuple[str, ...]  # those that apply in it
-
-
-def play(env: Env, rng: random.Random) -> Iterator[list[Visit]]:
-    """Endless episodes, each with a skill of its own."""
-    player, seed = Player(rng), 0
+def random_play(env: Env, rng: random.Random) -> Iterator[list[Visit]]:
+    """Endless random episodes on train tasks."""
+    seed = 0
     while True:
         seed += 1
-        for task_id in env.tasks(PLAY, 60, 10_000 + seed):
+        for task_id in env.tasks("train", 60, 10_000 + seed):
             task, turn = env.reset(task_id)
-            skill, visits = rng.uniform(*SKILL), []
             history: list[tuple[str, str]] = []
+            visits: list[Visit] = []
             while not turn.done:
-                visit = Visit(
-                    State(task_id, task, tuple(history), turn.observation), env.admissible() or ()
-                )
-                visits.append(visit)
-                taken, _ = move(visit, read(visit.state), player, skill)
+                actions = env.admissible() or ()
+                taken = random_action(actions, rng)
+                state = State(task_id, task, tuple(history), turn.observation)
+                visits.append((state, actions, taken))
                 history.append((turn.observation, taken))
                 turn = env.step(taken)
             yield visits
 
 
-def move(visit: Visit, known: Known, player: Player, skill: float) -> tuple[str, list[str]]:
-    """One move and the thought before it."""
-    rng = player.rng
-    if rng.random() >= skill:
-        tried = [action for _, action in visit.state.history]  # some of it applies no more
-        again = tried and rng.random() < AGAIN
-        action = rng.choice(tried) if again else player.any(visit.actions)
-        return action, concerning(action, known, rng)
-    plan = player.plan(known, visit.actions)
-    *others, decisive = plan.reasons
-    thought = [reason for reason in others if rng.random() < 0.5]
-    if rng.random() < 0.9 or not thought:
-        thought.append(decisive)
-    if rng.random() < 0.2:
-        thought.insert(rng.randrange(len(thought) + 1), any_fact(known, rng))
-    return plan.action, list(dict.fromkeys(thought))[:4]
+_MOVE = re.compile(r"move ([a-z]+) \d+ to ([a-z]+) \d+")
+_TREATED = {"clean": "clean", "heat": "hot", "cool": "cool"}
 
 
-def any_fact(known: Known, rng: random.Random) -> str:
-    """A true sentence: the kind is drawn first, so that kinds of many sentences do not prevail."""
-    facts = known.facts() | {
-        "left": [f"{place} not searched" for place in [next_left(known)] if place]
-    }
-    return rng.choice(rng.choice([of_kind for of_kind in facts.values() if of_kind]))
+def in_hindsight(visits: list[Visit], rng: random.Random) -> list[Visit]:
+    """Random play, told as if what it happened to do had been the task (hindsight relabelling).
 
-
-def concerning(action: str, known: Known, rng: random.Random) -> list[str]:
-    """One to three true sentences; nine times in ten one of them is about what the action is."""
-    about = [
-        [fact for fact in of_kind if things(fact) & things(action)]
-        for of_kind in known.facts().values()
+    So the base learns that a task sentence has to do with what is done. The play stays random: most
+    of it leads nowhere near the new task. Episodes that moved nothing keep their own task.
+    """
+    moves = [(i, m) for i, (_, _, taken) in enumerate(visits) if (m := _MOVE.match(taken))]
+    if not moves:
+        return visits
+    end, move = rng.choice(moves)
+    how = ""
+    for _, _, taken in visits[:end]:
+        verb, _, rest = taken.partition(" ")
+        if verb in _TREATED and rest.startswith(move[1] + " "):
+            how = _TREATED[verb] + " "
+    task = f"put a {how}{move[1]} in {move[2]}."
+    return [
+        (replace(state, task=task), actions, taken) for state, actions, taken in visits[: end + 1]
     ]
-    about = [facts for facts in about if facts]
-    thought = [any_fact(known, rng) for _ in range(rng.randint(0 if about else 1, 2))]
-    if about and (rng.random() < 0.9 or not thought):
-        thought.insert(rng.randrange(len(thought) + 1), rng.choice(rng.choice(about)))
-    return list(dict.fromkeys(thought))
 
 
-# ---- examples ----------------------------------------------------------------------------------
+def random_action(actions: Sequence[str], rng: random.Random) -> str:
+    """Draw the kind of action first, then one of that kind, so that rare verbs are seen too."""
 
+    def kind(action: str) -> str:
+        verb = action.partition(" ")[0]
+        return "look" if verb in ("examine", "inventory") else verb
 
-def reply(prompter: Prompter, thought: Sequence[str], answer: str) -> Completion:
-    text = prompter.render_thought(". ".join(thought)) if thought else ""
-    return Completion((*prompter.begin_tokens(text), *prompter.reply_tokens(answer)))
-
-
-def action_example(prompter: Prompter, visit: Visit, player: Player) -> Group:
-    """Several replies to one prompt, of several skills."""
-    known, rng = read(visit.state), player.rng
-    thinking = rng.random() < THINKS
-    replies = []
-    for _ in range(REPLIES):
-        action, thought = move(visit, known, player, rng.uniform(*SKILL))
-        answer = prompter.render_action(action)
-        replies.append(reply(prompter, thought if thinking else (), answer))
-    return Group(prompter.action(visit.state, thinking).tokens, tuple(replies))
-
-
-def two_moves(visit: Visit, player: Player) -> list[str]:
-    """Two different moves that the player might make, drawn alike."""
-    known = read(visit.state)
-    while True:
-        shown = [move(visit, known, player, player.rng.uniform(*SKILL))[0] for _ in range(2)]
-        if shown[0] != shown[1]:
-            return shown
-
-
-def critic_example(prompter: Prompter, visit: Visit, player: Player) -> Group:
-    """Two moves that the player might make, drawn alike; a coin says which is chosen."""
-    known, rng, replies = read(visit.state), player.rng, []
-    shown = two_moves(visit, player)
-    for _ in range(REPLIES):
-        choice = rng.randrange(2)
-        thought = concerning(shown[choice], known, rng)
-        replies.append(reply(prompter, thought, prompter.render_choice(choice)))
-    return Group(prompter.critic(visit.state, shown, thinking=True).tokens, tuple(replies))
-
-
-def reflection_example(prompter: Prompter, visit: Visit, player: Player, env: Env) -> Group:
-    """Two moves, alike, and what each leads to; the reply says true things of the one it is for."""
-    rng, state = player.rng, visit.state
-    shown = two_moves(visit, player)
-    led_to = [outcome(env, state, action) for action in shown]
-    prompt = prompter.reflection(state, (shown[0], led_to[0]), [(shown[1], led_to[1])])
-    after = read(State("", state.task, (*state.history, (state.observation, shown[0])), led_to[0]))
-    replies = []
-    for _ in range(REPLIES):
-        thought = ". ".join(concerning(shown[0], after, rng))
-        text = f"{thought} {prompter.render_action(shown[0])}"
-        replies.append(Completion(prompter.reply_tokens(text)))
-    return Group(prompt.tokens, tuple(replies))
-
-
-def outcome(env: Env, state: State, action: str) -> str:
-    """What an action would lead to, found by playing the episode again up to there."""
-    env.reset(state.id)
-    for _, taken in state.history:
-        env.step(taken)
-    return env.step(action).observation
-
-
-def examples(prompter: Prompter, env: Env, rng: random.Random) -> Iterator[Group]:
-    """Endless prompts with replies: some states of each episode, since neighbours look alike."""
-    player, other = Player(rng), make_env("household", max_steps=MOST)
-    for visits in play(env, rng):
-        for visit in rng.sample(visits, min(4, len(visits))):
-            kind = rng.random()
-            if kind < REFLECTS:
-                yield reflection_example(prompter, visit, player, other)
-            elif kind < REFLECTS + JUDGES:
-                yield critic_example(prompter, visit, player)
-            else:
-                yield action_example(prompter, visit, player)
-
-
-# ---- tokenizer and model -----------------------------------------------------------------------
+    drawn = rng.choice(sorted({kind(a) for a in actions}))
+    return rng.choice([a for a in actions if kind(a) == drawn])
 
 
 def build_tokenizer(texts: Sequence[str]):  # type: ignore[no-untyped-def]
@@ -326,15 +115,15 @@ def build_tokenizer(texts: Sequence[str]):  # type: ignore[no-untyped-def]
     """
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
-    from transformers import AddedToken, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     split = pre_tokenizers.Split(tokenizers.Regex(WORDS), behavior="removed", invert=True)
     normal = normalizers.Sequence(
-        [normalizers.Replace(tokenizers.Regex(FILLERS), ""), normalizers.Lowercase()]
+        [normalizers.Lowercase(), normalizers.Replace(tokenizers.Regex(FILLERS), "")]
     )
     read = (split.pre_tokenize_str(normal.normalize_str(text)) for text in texts)
     words = {word for pieces in read for word, _ in pieces}
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *TAGS, *sorted(words)])}
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *sorted(words)])}
     core = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.normalizer = normal
     core.pre_tokenizer = split
@@ -348,33 +137,41 @@ def build_tokenizer(texts: Sequence[str]):  # type: ignore[no-untyped-def]
         additional_special_tokens=["<reply>"],
         clean_up_tokenization_spaces=False,
     )
-    # space around a tag means nothing, and a reply is read with its tags, so they are not "special"
-    tokenizer.add_tokens(
-        [AddedToken(tag, lstrip=True, rstrip=True, normalized=False) for tag in TAGS]
-    )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
-def words_of(env: Env, rng: random.Random) -> list[str]:
-    """Texts that hold every word of play: prompts, actions and thoughts."""
-    lines = ["1: 2: 3: 4: 5: 6: … which ? why ? Nothing happens. x. i"]
-    visits = play(env, rng)
-    for visit in (visit for _ in range(700) for visit in next(visits)):
-        facts = [fact for of_kind in read(visit.state).facts().values() for fact in of_kind]
-        state = visit.state
-        lines.append("\n".join([state.task, state.observation, "> ", *visit.actions, *facts]))
-    return lines
+def example(prompter: Prompter, visit: Visit, rng: random.Random) -> Group:
+    """One training text: everything after the first token counts, prompt and reply alike."""
+    state, actions, taken = visit
+    if len(actions) >= 2 and rng.random() < 0.4:
+        shown = rng.sample(list(actions), 2)
+        if rng.random() < 0.5:  # of the kinds that a policy would propose
+            shown = [random_action(actions, rng) for _ in range(2)]
+        prompt, reply = prompter.critic(state, shown).tokens, rng.choice(shown)
+    else:
+        prompt, reply = prompter.action(state).tokens, taken
+    tokens = (*prompt, *prompter.reply_tokens(reply))
+    return Group(tokens[:1], (Completion(tokens[1:]),))
+
+
+def texts(prompter: Prompter, env: Env, rng: random.Random) -> Iterator[Group]:
+    """Endless training texts: a few states of each random episode, since neighbours look alike."""
+    for visits in random_play(env, rng):
+        if rng.random() < 0.7:
+            visits = in_hindsight(visits, rng)
+        for visit in rng.sample(visits, min(4, len(visits))):
+            yield example(prompter, visit, rng)
 
 
 def init_llama(folder: Path, tokenizer: Any, seed: int) -> None:
-    """Write a small Llama with random weights into `folder`."""
+    """Write a small Llama with random weights into `folder` (about 330k parameters)."""
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=288,
-        num_hidden_layers=4,
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
@@ -388,14 +185,18 @@ def init_llama(folder: Path, tokenizer: Any, seed: int) -> None:
 
 def pretrain(out: Path, seed: int, steps: int, batch: int, console: Console) -> None:
     """Make the tiny base model in folder `out` (Hugging Face format). Same seed, same bytes."""
-    env = make_env("household", max_steps=MOST)
+    env = make_env("household")
+    play = random_play(env, random.Random(seed))
+    seen = [visit for _ in range(700) for visit in next(play)]
+    lines = [f"{s.task}\n{s.observation}\n> {' '.join(a)}\n1: 2: … which ?" for s, a, _ in seen]
     with whole_folder(out) as part:
-        tokenizer = build_tokenizer(words_of(env, random.Random(seed)))
+        tokenizer = build_tokenizer(lines)
         tokenizer.save_pretrained(part)
         init_llama(part, tokenizer, seed)
         config = ModelConfig(path=str(part), adapter="full", max_tokens_per_batch=16384)
         policy = load_policy(config, seed)
-        stream = examples(Prompter(tokenizer, PROMPT), env, random.Random(seed + 1))
+        prompter = Prompter(tokenizer, PLAIN)
+        stream = texts(prompter, env, random.Random(seed + 1))
         with Bar(console, "pretrain") as bar:
             bar.start(steps)
             for step in range(steps):
@@ -413,11 +214,11 @@ def pretrain(out: Path, seed: int, steps: int, batch: int, console: Console) -> 
     "--out", type=click.Path(path_type=Path), required=True, help="Model folder to write."
 )
 @click.option("--seed", default=0, show_default=True)
-@click.option("--steps", default=4000, show_default=True)
-@click.option("--batch", default=12, show_default=True, help="Prompts per step.")
+@click.option("--steps", default=1400, show_default=True)
+@click.option("--batch", default=24, show_default=True, help="Texts per step.")
 @friendly
 def main(out, seed, steps, batch):  # type: ignore[no-untyped-def]
-    """Make the tiny base model from play of mixed skill (this is how the shipped one was made)."""
+    """Make the tiny base model from random play (this is how the shipped one was made)."""
     pretrain(out, seed, steps, batch, Console())
 
 

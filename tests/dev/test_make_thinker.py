@@ -1,0 +1,109 @@
+"""What the thinking base is made of: true thoughts, no expert, nothing on what is better."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import islice
+
+import make_thinker as maker
+import pytest
+
+from miniact.envs import make_env
+from miniact.envs.household_facts import check, read, things
+from miniact.method.prompts import Prompter
+from miniact.types import State
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_env("household", max_steps=maker.MOST)
+
+
+@pytest.fixture(scope="module")
+def prompter(world):
+    return Prompter(maker.build_tokenizer(maker.words_of(world, random.Random(0))), maker.PROMPT)
+
+
+@pytest.fixture(scope="module")
+def visits(world):
+    played = islice(maker.play(world, random.Random(1)), 60)
+    return [visit for episode in played for visit in episode]
+
+
+def text_of(prompter: Prompter, tokens) -> str:
+    return prompter.tokenizer.decode(tokens)
+
+
+def test_it_is_played_where_nothing_else_is(visits):
+    assert {visit.state.id.split("/")[0] for visit in visits} == {"play"}
+
+
+def test_the_expert_is_never_asked(world, monkeypatch):
+    monkeypatch.setattr(type(world), "expert_action", None)
+    assert len(list(islice(maker.play(world, random.Random(2)), 3))) == 3
+
+
+def test_every_thought_is_true_and_every_reply_is_read(prompter, visits):
+    player = maker.Player(random.Random(3))
+    for visit in visits[:200]:
+        group = maker.action_example(prompter, visit, player)
+        for completion in group.completions:
+            reply = text_of(prompter, completion.tokens[:-1])
+            assert prompter.tokenizer.unk_token_id not in completion.tokens
+            assert prompter.parse_action(reply)
+            for kind, true in check(visit.state, prompter.parse_thought(reply) or ""):
+                assert true and kind != "other", (kind, reply)
+
+
+def test_in_critic_texts_the_choice_is_a_fair_coin_and_the_thought_is_about_it(prompter, visits):
+    """Of a skilled move and a random one, each is chosen half of the time."""
+    player, chosen, about = maker.Player(random.Random(4)), Counter(), Counter()
+    for visit in visits[:400]:
+        known = read(visit.state)
+        skilled = player.plan(known, visit.actions).action
+        group = maker.critic_example(prompter, visit, player)
+        prompt = text_of(prompter, group.prompt)
+        shown = [line.partition(":")[2].strip() for line in prompt.split("\n")[-3:-1]]
+        for completion in group.completions:
+            reply = text_of(prompter, completion.tokens[:-1])
+            choice = prompter.parse_choice(reply, shown)
+            assert choice is not None
+            if skilled in shown:
+                chosen[shown[choice] == skilled] += 1
+            thought = things(prompter.parse_thought(reply) or "")
+            if things(shown[choice]):
+                about[bool(thought & things(shown[choice]))] += 1
+    n = sum(chosen.values())
+    assert n > 500 and abs(chosen[True] / n - 0.5) < 3 * (0.25 / n) ** 0.5 * 2  # 8 replies a prompt
+    assert about[True] > 0.75 * sum(about.values())
+
+
+def test_the_player_is_of_mixed_skill(world):
+    def solved(skill: float) -> float:
+        player, won = maker.Player(random.Random(5)), 0
+        for task_id in world.tasks("play", 60, 5):
+            task, turn = world.reset(task_id)
+            history: list[tuple[str, str]] = []
+            while not turn.done:
+                state = State(task_id, task, tuple(history), turn.observation)
+                visit = maker.Visit(state, world.admissible())
+                taken, _ = maker.move(visit, read(state), player, skill)
+                history.append((turn.observation, taken))
+                turn = world.step(taken)
+            won += turn.success
+        return won / 60
+
+    assert solved(1.0) == 1 and 0.05 < solved(0.3) < 0.6 and solved(0.0) < 0.1
+
+
+@pytest.mark.slow
+def test_the_same_seed_makes_the_same_bytes(tmp_path):
+    from io import StringIO
+
+    from rich.console import Console
+
+    for name in ("a", "b"):
+        maker.pretrain(tmp_path / name, seed=1, steps=2, batch=2, console=Console(file=StringIO()))
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
