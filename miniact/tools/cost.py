@@ -150,7 +150,14 @@ def known_shape(path: str) -> Shape:
         return shape_of_folder(Path(source.path))
     from miniact.backends.common import config_folder
 
-    return replace(shape_of_folder(config_folder(path)), name=path)
+    try:
+        folder = config_folder(path)
+    except UserError as error:
+        raise UserError(
+            f"{error}; a folder that holds its config.json is enough to plan, and without a "
+            f"network these are known: {', '.join(KNOWN)}"
+        ) from None
+    return replace(shape_of_folder(folder), name=path)
 
 
 def pairs(P: float, G: float, C: float) -> float:

@@ -24,6 +24,7 @@ from miniact.tools import times
 from miniact.tools.cost import (
     KNOWN,
     Work,
+    known_shape,
     read_shape,
     shape_of_folder,
     training_flops,
@@ -341,6 +342,17 @@ def test_every_weight_of_a_real_model_is_counted(family):
         mixed = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
         assert qlora > 2 * mixed and shape.computing < 0.6 * stored
         assert shape.lora(8) == sum(8 * (i + o) for i, o in shape.widths) * 3
+
+
+def test_a_model_out_of_reach_is_planned_from_its_config_json_alone(monkeypatch, tmp_path):
+    def offline(path: str) -> Path:
+        raise UserError(f"model.path: cannot fetch {path!r}")
+
+    monkeypatch.setattr("miniact.backends.common.config_folder", offline)
+    with pytest.raises(UserError, match=r"config.json is enough .* Qwen/Qwen3-8B"):
+        known_shape("someone/else-7B")
+    (tmp_path / "config.json").write_text(json.dumps(COMMON))
+    assert known_shape(str(tmp_path)).layers == COMMON["num_hidden_layers"]
 
 
 def test_known_shapes_have_the_size_in_their_name():
