@@ -74,7 +74,7 @@ def sabotage(fault: str) -> None:
     from miniact.backends.torch.policy import TorchPolicy
 
     second = os.environ.get("RANK") == "1"
-    whole, step = TorchPolicy._forward_backward, Member.optim_step
+    whole = TorchPolicy._forward_backward
     if fault == "memory" and second:
 
         def once(self: Any, *arguments: Any) -> Any:
@@ -97,13 +97,6 @@ def sabotage(fault: str) -> None:
             next(iter(self.trainable.values())).data += 0.1
 
         TorchPolicy.load_optimizer = other  # type: ignore[method-assign]
-    if fault == "step" and second:
-
-        def fails(self: Any, *arguments: Any) -> Any:
-            step(self, *arguments)
-            raise ValueError("no such thing")
-
-        Member.optim_step = fails  # type: ignore[method-assign]
 
 
 def main(out: str, configs: list[dict], fault: str = "") -> None:
