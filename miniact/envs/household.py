@@ -12,7 +12,7 @@ and rules are those of ALFWorld 0.4.2, except that here
 Splits: "train"; "id" has the rooms and goals of train, but other placements; "ood" has other
 rooms, and goals (object, target) that train never has, but no word that train does not use. In
 "play" nothing has its place: rooms are thrown together, anything can lie anywhere, and goals are
-those that make no sense elsewhere. There the tiny base was made (dev/make_tiny.py).
+those that make no sense elsewhere. A base that thinks is made there (dev/make_thinker.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from miniact import UserError
 from miniact.envs import Turn, check_names, household_facts
 
 NOTHING = "Nothing happens."
-PLAY = "play"  # the split that the tiny base was made in
+PLAY = "play"  # the split in which a base that thinks is made
 LAMP = "desklamp"  # the one object that cannot be taken
 COPIES = 2  # of a type of object in a room, at most: "apple 1" and "apple 2"
 NUMBERS = 1_000_000  # of tasks of one type in one split
