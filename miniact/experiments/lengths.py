@@ -80,12 +80,14 @@ def too_long(prompter: Prompter, config: Config, file: TrajectoryFile) -> TooLon
     limit, batch = config.prompt.max_tokens, config.model.max_tokens_per_batch
     shorten = config.prompt.too_long == "shorten"
     prompter = unlimited(prompter)
-    nothing = State("", "", (), "", earlier=10**6)
-    ways, empty = config.pairs.choices, bare(prompter, config, nothing, "")
-    result = TooLong()
+    ways, result, empties = config.pairs.choices, TooLong(), dict[str, int]()
     for index in range(len(file)):
         trajectory = file.read(index)
-        task = _bytes(prompter, trajectory.task)
+        task, tools = _bytes(prompter, trajectory.task), str(trajectory.tools)
+        if tools not in empties:  # a prompt without texts: few sets of tools make up a file
+            nothing = State("", "", (), "", earlier=10**6, tools=trajectory.tools)
+            empties[tools] = bare(prompter, config, nothing, "")
+        empty = empties[tools]
         for i, step in enumerate(trajectory.steps):
             result.states += 1
             action, needs = _bytes(prompter, step.action), 0
@@ -106,13 +108,13 @@ def too_long(prompter: Prompter, config: Config, file: TrajectoryFile) -> TooLon
 
 
 def _state(trajectory: Trajectory, i: int) -> State:
-    step = trajectory.steps[i]
-    return State("", trajectory.task, (), step.observation, step.admissible, earlier=i)
+    return replace(trajectory.state(i), history=(), earlier=i)
 
 
 def _shown_bytes(prompter: Prompter, step: Step) -> int:
     listed = (step.admissible or ()) if prompter.config.show_admissible else ()
-    return sum(_bytes(prompter, text) for text in (step.observation, *listed))
+    turns = 24 * step.observation.count("\n")  # a line may be another speaker's turn
+    return turns + sum(_bytes(prompter, text) for text in (step.observation, *listed))
 
 
 def _bytes(prompter: Prompter, text: str) -> int:

@@ -212,7 +212,8 @@ class Prompter:
                 break
             keep = int(0.95 * keep * most / tokens)
             head, tail = text[: keep - keep // 2], text[len(text) - keep // 2 :]
-            shown = f"{head}\n[… {len(text) - keep} characters are left out here …]\n{tail}"
+            # the tail begins no line, so that it cannot pass for another speaker's
+            shown = f"{head}\n[… {len(text) - keep} characters are left out here …] {tail}"
             if not keep:
                 break
         return shown

@@ -49,8 +49,8 @@ def write(folder: Path, listed: list[dict]) -> str:
 
 
 def config_of(model: str, file: str, *more: str) -> Config:
-    asked = [f"model.path={model}", f"env.trajectories={file}", "prompt.form=tags", *more]
-    return load_config("own-logs", asked)
+    asked = [f"model.path={model}", f"env.trajectories={file}", "prompt.form=tags"]
+    return load_config("own-logs", [*asked, "stage.act.thinking=false", *more])
 
 
 def told(config: Config) -> tuple[Config, str]:
@@ -85,7 +85,8 @@ def test_the_form_follows_from_the_model_and_the_data(tmp_path, model):
     calls = [row | {"actions": ['{"name": "f", "arguments": {}}'] * 2} for row in rows()]
     asked = {"chat": (model, calls), "tags": (model, rows())}
     for form, (path, listed) in asked.items():
-        open_config = config_of(path, write(tmp_path, listed), "prompt.form=auto")
+        open_config = config_of(path, write(tmp_path, listed), "prompt.form=auto",
+                                "stage.act.thinking=true")  # fmt: skip
         config = settled(open_config)
         assert config.prompt.form == form and config.stage.act.thinking
         assert with_limits_of(config, open_config) == config
@@ -189,6 +190,16 @@ def test_over_long_states_are_left_out_on_request(tmp_path, model):
     assert len(ids) == 23 and "line-4#1" not in ids and "line-4#0" in ids and "line-5#1" in ids
     for i in range(len(states)):
         prompter.critic(states[i][0], ["open 1", "x" * config.pairs.max_tokens])  # it fits
+
+
+def test_definitions_of_tools_count(tmp_path, model):
+    tool = {"type": "function", "function": {"name": "f", "description": "x" * 900}}
+    action = '{"name": "f", "arguments": {}}'
+    listed = [row | {"actions": [action] * 2, "tools": [tool]} for row in rows()]
+    asked = config_of(model, write(tmp_path, listed), "prompt.form=chat", "prompt.max_tokens=1000")
+    with pytest.raises(UserError, match="24 of 24 states are too long"):
+        settled(asked)
+    assert settled(config_of(model, write(tmp_path, listed), "prompt.form=chat"))
 
 
 def test_long_texts_are_shortened_in_sight_on_request(tmp_path, model):
