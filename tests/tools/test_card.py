@@ -78,8 +78,9 @@ def test_memory_is_within_20_percent(measured, case):
     assert seen["training"]["peak"] == pytest.approx(
         plan.training + lora, rel=0.2 if "8B" in case else 0.25
     )
-    expected = sampling_bytes(shape, config, sampled, device)  # with logits for drawing a token
-    assert seen["prefill"]["peak"] == pytest.approx(expected, rel=0.25)
+    logits = PROMPTS * work.group * shape.vocab * 16  # are planned; no token is drawn here
+    expected = sampling_bytes(shape, config, sampled, device)
+    assert 0.8 * (expected - logits) <= seen["prefill"]["peak"] <= 1.2 * expected
     assert plan.peak < device.free
 
 
