@@ -5,6 +5,7 @@ as module:Class; to ship it, add a line to `_REGISTRY`. `tests/envs/test_env_con
 checks determinism, the expert, the splits, illegal actions and closing.
 
 household.py      the built-in world: ALFWorld's tasks and commands at toy size
+household_facts.py  what can be known there, in sentences: what a thought is checked against
 scienceworld.py   the ScienceWorld simulator, all 30 tasks
 alfworld/         ALFWorld: the environment, its engine, the expert, generated games
 webshop/          WebShop: pages, goals, search, the expert, an invented catalogue

@@ -9,5 +9,6 @@ agent.py    a trained model in one's own loop; states as they come from outside
 ask.py      the same as a command
 export.py   an adapter for mlx-lm, or merged into a model of its own
 play.py     look at what a run made; act in a world by hand, or watch
+thoughts.py what a model thinks after each stage, counted and side by side
 report/     one HTML page of a run or of a comparison
 """
