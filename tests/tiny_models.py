@@ -106,3 +106,62 @@ def visible_BLL(layout: Layout) -> np.ndarray:
     same_group = layout.group_BL[:, :, None] == layout.group_BL[:, None, :]
     same_answer = layout.answer_BL[:, :, None] == layout.answer_BL[:, None, :]
     return causal_LL & same_group & (same_answer | (layout.answer_BL[:, None, :] == 0))
+
+
+# ---- families ------------------------------------------------------------------------------------
+
+SMALL = {  # whatever of it a family's config has; the rest is its default
+    **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "head_dim": 16},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256},
+    **{"n_embd": 64, "n_head": 4, "n_layer": 2, "n_inner": 128, "intermediate_size_mlp": 128},
+    **{"num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    **{
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+        "shared_intermediate_size": 64,
+    },
+    **{"n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    **{"q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8},
+    **{"v_head_dim": 16, "global_head_dim": 16, "hidden_size_per_layer_input": 16},
+    **{"mamba_d_state": 8, "mamba_d_head": 16, "mamba_n_heads": 8, "mamba_n_groups": 1},
+    **{"mamba_d_ssm": 128, "mamba_chunk_size": 8, "mamba_num_heads": 8, "mamba_head_dim": 16},
+    **{"ssm_state_size": 8, "state_size": 8, "chunk_size": 8, "mamba_dt_rank": 8},
+    **{"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16},
+    **{
+        "linear_value_head_dim": 16,
+        "block_ff_dim": 128,
+        "sliding_window": 8,
+        "num_kv_shared_layers": 0,
+    },
+    **{"initializer_range": 0.12, "pad_token_id": None, "bos_token_id": None},
+}
+FAMILY_OPTIONS: dict[str, dict[str, Any]] = {  # what the sizes above do not fit
+    "deepseek_v3": {"num_key_value_heads": 4},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "zamba2": {"layer_types": ["mamba", "hybrid"] * 2, "hybrid_layer_ids": [1, 3]},
+}
+
+
+def write_family(folder: Path, family: str, tokenizer: Any) -> Path:
+    """A tiny model of any type that transformers knows as a causal language model."""
+    import torch
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = CONFIG_MAPPING[family]
+    known = {name for c in kind.__mro__ for name in getattr(c, "__annotations__", {})}
+    sizes = {name: size for name, size in SMALL.items() if name in known}
+    sizes |= {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    if "vocab_size_per_layer_input" in known:
+        sizes["vocab_size_per_layer_input"] = len(tokenizer)
+    torch.manual_seed(1)
+    config = kind(**sizes | FAMILY_OPTIONS.get(family, {}))
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # norms start at 1, where a forgotten one would go unseen
+            parameter.data += torch.empty(parameter.shape).uniform_(-0.2, 0.2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

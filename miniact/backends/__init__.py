@@ -9,6 +9,8 @@ layout.py     groups → rows of tokens; the only place where targets are shifte
 sampling.py   what is sampled together, the random numbers, the one decode loop
 memory.py     this process's memory, and what to do where memory runs out
 checks.py     what `miniact doctor` finds out about a device
+trial.py      whether the fast ways are right for this model, tried when it is loaded
+targets.py    which layers LoRA sits beside
 common.py     checks of what is to be loaded, alike for both
 torch/        PyTorch
 mlx/          MLX, the same on a Mac

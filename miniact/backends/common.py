@@ -85,7 +85,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         ) from None
     if "r" not in saved or "lora_alpha" not in saved:
         raise UserError(f"{folder}: adapter_config.json has no r and lora_alpha; expected LoRA")
-    for name in ("use_rslora", "use_dora", "alpha_pattern", "fan_in_fan_out"):
+    for name in ("use_rslora", "use_dora", "alpha_pattern"):
         if saved.get(name):
             raise UserError(f"{folder}: uses {name}; expected plain LoRA, scaled by alpha / r")
     return saved

@@ -192,3 +192,16 @@ def split_by_completion(value_N: np.ndarray, layout: Layout, into: list[list[np.
     parts = np.split(value_N, np.cumsum(layout.lengths)[:-1])
     for (g, c), part in zip(layout.order, parts):
         into[g][c] = part
+
+
+def unpack(layout: Layout) -> tuple[list[list[int]], list[list[int]], list[int]]:
+    """The prompts of a shared layout, its answers in their order, and whose answer each is."""
+    prompts, answers, prompt_R = [], [], []
+    for token_L, slot_L, number_L in zip(layout.token_BL, layout.group_BL, layout.answer_BL):
+        for slot in range(slot_L.max() + 1):
+            mine = slot_L == slot
+            prompts.append(token_L[mine & (number_L == 0)].tolist())
+            for number in range(1, number_L[mine].max() + 1):
+                answers.append(token_L[mine & (number_L == number)].tolist())
+                prompt_R.append(len(prompts) - 1)
+    return prompts, answers, prompt_R

@@ -119,7 +119,17 @@ def _load_with_others(config: ModelConfig, seed: int) -> Policy:
 
 
 def _load_alone(config: ModelConfig, seed: int) -> Policy:
-    return _backend(config)(config, seed)
+    try:
+        return _backend(config)(config, seed)
+    except UserError:
+        raise
+    except Exception as error:  # each architecture fails in its own way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"model.path: {config.path} cannot be used with model.backend: "
+            f"{resolve_backend(config.backend)}, model.adapter: {config.adapter} and what is "
+            f"installed here ({reason:.200}); change one of them"
+        ) from error
 
 
 def _backend(config: ModelConfig) -> Callable[[ModelConfig, int], Policy]:

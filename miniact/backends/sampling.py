@@ -212,7 +212,16 @@ def to_samples(tokenizer: Any, ends: Sequence[int], drawn: Drawn) -> list[Sample
 
 def cache_bytes(shape: Any, itemsize: int) -> int:
     """2·L·K·D·itemsize: keys and values of one token. `shape`: a model's config, or its args."""
-    heads = shape.num_attention_heads
-    kv_heads = getattr(shape, "num_key_value_heads", None) or heads
-    width = getattr(shape, "head_dim", None) or shape.hidden_size // heads
-    return 2 * shape.num_hidden_layers * kv_heads * width * itemsize
+
+    def size(name: str) -> int:
+        try:
+            return getattr(shape, name, None) or 0
+        except RuntimeError:  # Gemma 4 has another one in each layer
+            return 0
+
+    heads = size("num_attention_heads") or 1
+    kv_heads = size("num_key_value_heads") or heads
+    width = size("head_dim") or size("hidden_size") // heads
+    kinds = getattr(shape, "layer_types", None) or ["attention"] * shape.num_hidden_layers
+    layers = sum(kind.endswith("attention") and kind != "linear_attention" for kind in kinds)
+    return 2 * max(layers, 1) * kv_heads * width * itemsize

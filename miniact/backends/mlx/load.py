@@ -17,12 +17,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear, SwitchMLP
 from mlx_lm.utils import load_model
 from safetensors import safe_open
 
 from miniact import UserError
 from miniact.backends.mlx.head import check_head, output_layer
 from miniact.backends.models import rope_at_top
+from miniact.backends.targets import lora_layers, note_experts
 from miniact.config.sections import ModelConfig
 
 
@@ -65,7 +67,7 @@ def load_base(folder: Path, config: ModelConfig) -> Any:
         model = _build(folder, config, settings)
     except UserError:
         raise
-    except Exception as error:  # each architecture of mlx-lm fails in its own way
+    except (Exception, SystemExit) as error:  # each architecture of mlx-lm fails in its own way
         reason = " ".join(str(error).split())
         raise UserError(
             f"model.path: mlx-lm cannot load {config.path!r} (model type "
@@ -83,7 +85,7 @@ def _build(folder: Path, config: ModelConfig, settings: dict[str, Any]) -> Any:
         raise UserError(f"model.adapter: full cannot train {config.path!r}, which is quantised")
     if config.adapter == "qlora" and not is_quantised:
         head = output_layer(model)
-        nn.quantize(model, class_predicate=lambda _, m: m is not head and _four_bits(m))
+        nn.quantize(model, class_predicate=lambda p, m: m is not head and _four_bits(p, m))
     mx.eval(model.parameters())  # read and quantised weight by weight, never all in full precision
     check_head(model)
     return model
@@ -102,11 +104,15 @@ def _note_window(model: Any, settings: dict[str, Any]) -> None:
         )
 
 
-def _four_bits(module: nn.Module) -> dict[str, Any] | bool:
-    """How to quantise a layer. One whose width no group size divides keeps its precision."""
-    if isinstance(module, nn.Linear):
+def _four_bits(path: str, module: nn.Module) -> dict[str, Any] | bool:
+    """How to quantise a layer. One whose width no group size divides keeps its precision.
+
+    So does a router: a rounding there is another expert.
+    """
+    is_router = path.endswith((".gate", ".router")) or ".router." in path
+    if isinstance(module, (nn.Linear, SwitchLinear)) and not is_router:
         for size in (64, 32):
-            if module.weight.shape[1] % size == 0:
+            if module.weight.shape[-1] % size == 0:
                 return {"group_size": size, "bits": 4, "mode": "affine"}
     return False
 
@@ -142,18 +148,30 @@ def attach(model: Any, folder: Path, config: ModelConfig, seed: int) -> Any:
         _check_names(folder, config, list(dict(tree_flatten(model.parameters()))))
         return model
     model.freeze()
-    head = output_layer(model)
-    linear = sorted(
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.QuantizedLinear)) and module is not head
-    )
-    _check_names(folder, config, [f"{path}.weight" for path, _ in linear])
-    keys = mx.random.split(mx.random.key(seed), len(linear))
-    for (path, module), key in zip(linear, keys):
-        lora = LoRALinear(module, config.rank, config.alpha / config.rank, key)
+    modules = dict(model.named_modules())
+    chosen = sorted(_targets(model, modules))
+    _check_names(folder, config, [f"{path}.weight" for path in chosen])
+    keys = mx.random.split(mx.random.key(seed), len(chosen))
+    for path, key in zip(chosen, keys):
+        lora = LoRALinear(modules[path], config.rank, config.alpha / config.rank, key)
         model.update_modules(tree_unflatten([(path, lora)]))
     return model
+
+
+def _targets(model: Any, modules: dict[str, nn.Module]) -> set[str]:
+    """Paths of the layers that get LoRA."""
+    head, linear = output_layer(model), (nn.Linear, nn.QuantizedLinear)
+    experts = [path for path, m in modules.items() if isinstance(m, (SwitchGLU, SwitchMLP))]
+    chosen = lora_layers(
+        [path for path, m in modules.items() if isinstance(m, linear) and m is not head],
+        experts,
+        [path for path, m in modules.items() if "A_log" in m and "D" in m],
+        model.model_type,
+    )
+    if experts:
+        arrays = [dict(tree_flatten(modules[path].parameters())).values() for path in experts]
+        note_experts(model.model_type, sum(a.nbytes for each in arrays for a in each))
+    return chosen
 
 
 def _check_names(folder: Path, config: ModelConfig, names: list[str]) -> None:

@@ -35,6 +35,7 @@ from miniact.backends.layout import (
     longest_answer,
     loss_tokens,
     split_by_completion,
+    unpack,
 )
 from miniact.backends.memory import Budgets, until_it_fits
 from miniact.backends.mlx.head import Head
@@ -52,6 +53,7 @@ from miniact.backends.sampling import (
     sample,
     stretches,
 )
+from miniact.backends.trial import check
 from miniact.config.sections import ModelConfig
 from miniact.types import Group, Loss, Sample
 
@@ -59,6 +61,8 @@ PEFT = "base_model.model."  # what PEFT puts before a layer's name
 
 
 class MLXPolicy:
+    fast_ways: tuple[str, ...] = ("share a prompt between answers of unequal prompts",)
+
     def __init__(self, config: ModelConfig, seed: int) -> None:
         pick_device(config.device)
         self.config, self.name = config, config.path
@@ -66,6 +70,7 @@ class MLXPolicy:
         self.tokenizer = load_tokenizer(ModelSource(str(self.folder), is_local=True))
         self.ends = end_tokens(self.tokenizer, str(self.folder))
         self.model = attach(load_base(self.folder, config), self.folder, config, seed)
+        self.family, self.has_adapter = self.model.model_type, config.adapter != "full"
         self.body = self.model.model
         self.head = Head(self.model, frozen=config.adapter != "full")
         self.budgets = Budgets(config, usable, mx.clear_cache)
@@ -73,6 +78,19 @@ class MLXPolicy:
         self.reference: dict[str, mx.array] = {}
         self.gradients: Any = None
         self.reset_optimizer()
+        dtype = self.body.embed_tokens.weight.dtype
+        self.tolerance = 1e-3 if dtype == mx.float32 else 0.2  # one token may be off by 0.5
+        file = self.folder / "config.json"
+        options = (config.adapter, config.gradient_checkpointing, str(mx.default_device()))
+        check(self, key=("mlx", file, file.stat().st_mtime_ns, str(dtype), *options))
+
+    @property
+    def ways(self) -> tuple[bool, ...]:
+        return (self.caches.pads_left,)
+
+    @ways.setter
+    def ways(self, used: tuple[bool, ...]) -> None:
+        (self.caches.pads_left,) = used
 
     # ---- sampling ------------------------------------------------------------------------------
 
@@ -147,7 +165,7 @@ class MLXPolicy:
 
     def _shared(self, layout: Layout) -> mx.array:
         """Each prompt once, then all answers, right padded, over its widened cache."""
-        prompts, answers, prompt_R = _unpack(layout)
+        prompts, answers, prompt_R = unpack(layout)
         hidden_BD, cache = self.caches.prefill(prompts)
         hidden_R1D = hidden_BD[mx.array(prompt_R)][:, None]
         C = max(map(len, answers))
@@ -174,6 +192,13 @@ class MLXPolicy:
             until_it_fits(score, lambda: self.budgets.less_for_training(longest_answer(groups)))
         mx.clear_cache()
         return out
+
+    def own_logps(self, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
+        self.model.eval()
+        logit_LV = self.model(mx.array([[*prompt, *answer]]))[0].astype(mx.float32)
+        logit_CV, target_C = logit_LV[len(prompt) - 1 : -1], mx.array(list(answer))
+        chosen_C = mx.take_along_axis(logit_CV, target_C[:, None], 1)[:, 0]
+        return np.array(chosen_C - mx.logsumexp(logit_CV, -1))
 
     def forward_backward(
         self, groups: Sequence[Group], loss: Loss, temperature: float = 1.0
@@ -253,6 +278,19 @@ class MLXPolicy:
         finally:
             self._assign(current)
 
+    @contextlib.contextmanager
+    def disturbed(self, seed: int) -> Iterator[None]:
+        kept = self.trainable
+        if self.has_adapter:
+            keys = mx.random.split(mx.random.key(seed), len(kept))
+            noise = {n: mx.random.normal(w.shape, key=k) for (n, w), k in zip(kept.items(), keys)}
+            self._assign({n: 0.3 * x.shape[-1] ** -0.5 * x for n, x in noise.items()})
+        try:
+            yield
+        finally:
+            self._assign(kept)
+            self.gradients = None
+
     def save_adapter(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         full = self.config.adapter == "full"
@@ -317,16 +355,3 @@ class MLXPolicy:
         check_moments(file, state, expected)
         self.reset_optimizer()
         self.optimizer.state = tree_unflatten(list(state.items()))
-
-
-def _unpack(layout: Layout) -> tuple[list[list[int]], list[list[int]], list[int]]:
-    """The prompts of a shared layout, its answers in their order, and whose answer each is."""
-    prompts, answers, prompt_R = [], [], []
-    for token_L, slot_L, number_L in zip(layout.token_BL, layout.group_BL, layout.answer_BL):
-        for slot in range(slot_L.max() + 1):
-            mine = slot_L == slot
-            prompts.append(token_L[mine & (number_L == 0)].tolist())
-            for number in range(1, number_L[mine].max() + 1):
-                answers.append(token_L[mine & (number_L == number)].tolist())
-                prompt_R.append(len(prompts) - 1)
-    return prompts, answers, prompt_R

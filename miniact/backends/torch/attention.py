@@ -34,9 +34,11 @@ from miniact.backends.layout import PADDING, Layout
 NAME = "miniact_shared"
 
 
-def use_shared_attention(model: Any) -> None:
-    """Let the model's layers call `_attend`; without `shared=…` that is plain sdpa."""
-    model.set_attn_implementation(NAME)
+def use_shared_attention(model: Any, used: bool) -> None:
+    """Let the model's layers call `_attend`, or PyTorch's sdpa, whose part it takes."""
+    now = model.config._attn_implementation
+    if now in ("sdpa", NAME) and now != (wanted := NAME if used else "sdpa"):
+        model.set_attn_implementation(wanted)
 
 
 def _attend(  # noqa: PLR0913  (transformers' signature)
@@ -147,8 +149,8 @@ class PackedRow:
             attn_mask=self.sees_A1CJ.repeat(1, 1, H // K, 1),
             scale=scale,
         )
-        out_ACKED = out_AKXD.view(A, K, H // K, C, D).permute(0, 3, 1, 2, 4)
-        return out_ACKED.reshape(A * C, H, D)
+        out_ACKED = out_AKXD.view(A, K, H // K, C, -1).permute(0, 3, 1, 2, 4)
+        return out_ACKED.reshape(A * C, H, -1)
 
 
 def _parts(
@@ -209,9 +211,9 @@ class SharedCache:
         """n answers to each prompt. Their first tokens come next."""
         B, self.filling = len(self.length_B), None
         self.prompt_R = torch.arange(B, device=self.length_B.device).repeat_interleave(n)
-        for k, _ in self.prompt:
-            own = k.new_empty(2, B * n, k.shape[1], self.room, k.shape[3])
-            self.own.append((own[0], own[1]))
+        for layer in self.prompt:  # MLA's keys are wider than its values
+            k, v = (x.new_empty(B * n, x.shape[1], self.room, x.shape[3]) for x in layer)
+            self.own.append((k, v))
         P = self.prompt[0][0].shape[2]
         position_P = torch.arange(P, device=self.length_B.device)
         self.padding_BP = position_P[None] >= self.length_B[:, None]
@@ -222,9 +224,9 @@ class SharedCache:
         self.prompt_R = self.prompt_R[row]
         used = self.used
         for i, (k, v) in enumerate(self.own):
-            kept = k.new_empty(2, len(row), *k.shape[1:])
-            kept[0, :, :, :used], kept[1, :, :, :used] = k[row, :, :used], v[row, :, :used]
-            self.own[i] = (kept[0], kept[1])
+            kept_k, kept_v = (x.new_empty(len(row), *x.shape[1:]) for x in (k, v))
+            kept_k[:, :, :used], kept_v[:, :, :used] = k[row, :, :used], v[row, :, :used]
+            self.own[i] = (kept_k, kept_v)
         live, again = self.prompt_R.unique(return_inverse=True)
         if 2 * len(live) <= len(self.length_B):
             self.length_B, self.padding_BP = self.length_B[live], self.padding_BP[live]
@@ -263,7 +265,7 @@ class SharedCache:
         both = torch.cat([at_prompt_RKEP, q_RKED @ ko.transpose(2, 3)], -1)
         p = both.softmax(-1, dtype=torch.float32).to(v.dtype)
         out_RKED = self._by_answer(self._by_prompt(p[..., :P]) @ vp, R) + p[..., P:] @ vo
-        return out_RKED.reshape(R, 1, H, D)
+        return out_RKED.reshape(R, 1, H, -1)
 
     def _fill(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None
@@ -271,8 +273,8 @@ class SharedCache:
         """Keep a slice's keys and values. Padding is on the right, so causal needs no mask."""
         B, P, H = len(self.length_B), int(self.length_B.max()), q.shape[1]
         if layer == len(self.prompt):  # zeros: 0 · what lay there before could be NaN
-            both = k.new_zeros(2, B, k.shape[1], P, k.shape[3])
-            self.prompt.append((both[0], both[1]))
+            zeros_k, zeros_v = (x.new_zeros(B, x.shape[1], P, x.shape[3]) for x in (k, v))
+            self.prompt.append((zeros_k, zeros_v))
         for kept, new in zip(self.prompt[layer], (k, v)):
             kept[self.filling, :, : new.shape[2]] = new
         out = F.scaled_dot_product_attention(

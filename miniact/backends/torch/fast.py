@@ -25,8 +25,8 @@ FEW = 64  # rows; on a CPU such a product is up to 1.6 times faster with the wei
 
 
 def few_rows(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x Wᵀ as (W xᵀ)ᵀ."""
-    return (weight @ x.reshape(-1, x.shape[-1]).T).T.reshape(*x.shape[:-1], -1)
+    """x Wᵀ as (W xᵀ)ᵀ, and laid out as if it were not."""
+    return (weight @ x.reshape(-1, x.shape[-1]).T).T.contiguous().view(*x.shape[:-1], -1)
 
 
 class _LoRALinear(torch.autograd.Function):
@@ -34,10 +34,11 @@ class _LoRALinear(torch.autograd.Function):
     def forward(ctx: Any, x, base, A, B, scale):  # type: ignore[no-untyped-def]
         x_TI = x.reshape(-1, x.shape[-1])
         h_TR = x_TI @ A.to(x.dtype).T
-        y_TO = base(x_TI).addmm_(h_TR, B.to(x.dtype).T, alpha=scale)
+        y = base(x)  # no view of it goes out: some models go on with it in place
+        y.view(-1, y.shape[-1]).addmm_(h_TR, B.to(x.dtype).T, alpha=scale)
         ctx.save_for_backward(x_TI, h_TR, A, B)
         ctx.base, ctx.scale, ctx.shape = base, scale, x.shape
-        return y_TO.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad):  # type: ignore[no-untyped-def]

@@ -29,6 +29,7 @@ class Head:
         config = model.config.get_text_config()
         self.softcap = getattr(config, "final_logit_softcapping", None)
         self.scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
+        self.scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # so does Falcon-H1
         self.scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
         plain_layer = type(self.layer) is torch.nn.Linear and self.layer.bias is None
         self.closed_form = frozen and plain_layer and not self.softcap

@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.pytorch_utils import Conv1D
 
 from miniact import UserError
 from miniact.backends.models import ModelSource, rope_at_top
+from miniact.backends.targets import leaf, lora_layers, note_experts
 from miniact.config.sections import ModelConfig
 
 transformers.utils.logging.disable_progress_bar()
@@ -42,7 +44,7 @@ def _from_pretrained(source: ModelSource, where: str, **options: Any) -> Any:
 def load_base(folder: Path, adapter: str, device: torch.device, dtype: torch.dtype) -> Any:
     """The base model in the configured precision; 4-bit for adapter: qlora."""
     source = ModelSource(str(folder), is_local=True)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    options: dict[str, Any] = {"dtype": dtype}  # transformers takes sdpa where a model has it
     if adapter == "qlora":
         if importlib.util.find_spec("bitsandbytes") is None:
             raise UserError("model.adapter: qlora needs bitsandbytes; pip install bitsandbytes")
@@ -54,11 +56,48 @@ def load_base(folder: Path, adapter: str, device: torch.device, dtype: torch.dty
             bnb_4bit_compute_dtype=dtype,
         )
     model = _from_pretrained(source, "model.path", **options)
+    remove_chance(model)
     if adapter != "qlora":
         return model.to(device)
     if device.type == "cpu":
         refuse_odd_widths(model)
     return model
+
+
+def read_model(folder: Path) -> dict[str, torch.Tensor]:
+    """Saved weights by the names of a model in memory; a file may name each expert on its own."""
+    source = ModelSource(str(folder), is_local=True)
+    return _from_pretrained(source, str(folder), dtype=torch.float32).state_dict()
+
+
+def can_share_prompts(model: Any) -> bool:
+    """Sliding windows and linear attention ignore a custom mask: they train the plain way.
+
+    So does what has an attention of its own. (`check` tries the rest, with short prompts.)
+    """
+    if model.config._attn_implementation != "sdpa":
+        return False
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    return kinds == {"full_attention"} and window is None
+
+
+def remove_chance(model: Any) -> None:
+    """No dropout and no jitter: what is sampled and what is trained must be one policy."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            is_chance = "drop" in name or "jitter" in name or type(module) is torch.nn.Dropout
+            if is_chance and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def body_of(model: Any) -> Any:
+    """What computes hidden states: the model without its head."""
+    body = model.get_decoder()
+    return model.model if body is model else body  # Llama 4 takes itself for its body
 
 
 def refuse_odd_widths(model: Any) -> None:
@@ -85,7 +124,7 @@ def attach(model: Any, config: ModelConfig, seed: int) -> Any:
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]
-        target_modules="all-linear",
+        target_modules=_targets(model),
         lora_dropout=0.0,  # dropout would make the sampled and the scored policy differ
         bias="none",
         task_type="CAUSAL_LM",
@@ -94,6 +133,29 @@ def attach(model: Any, config: ModelConfig, seed: int) -> Any:
     config_of_peft: Any = attached.peft_config["default"]  # its set of names is saved in any order
     config_of_peft.target_modules = sorted(config_of_peft.target_modules)
     return attached
+
+
+def lora_paths(model: Any) -> set[str]:
+    """Paths of the layers that get LoRA."""
+    modules, head = dict(model.named_modules()), model.get_output_embeddings()
+    kinds = (torch.nn.Linear, Conv1D)
+    return lora_layers(
+        [p for p, m in modules.items() if isinstance(m, kinds) and m is not head],
+        [p for p in modules if leaf(p) == "experts"],
+        [p for p, m in modules.items() if hasattr(m, "A_log") and hasattr(m, "D")],
+        model.config.model_type,
+    )
+
+
+def _targets(model: Any) -> list[str]:
+    """As PEFT's target_modules: names where they say it all, else whole paths."""
+    chosen, modules = lora_paths(model), dict(model.named_modules())
+    experts = [m for path, m in modules.items() if leaf(path) == "experts"]
+    if experts:
+        size = sum(p.nbytes for module in experts for p in module.parameters())
+        note_experts(model.config.model_type, size)
+    names = {leaf(path) for path in chosen}
+    return sorted(names if {p for p in modules if leaf(p) in names} == chosen else chosen)
 
 
 def materialise(source: ModelSource) -> ModelSource:

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from miniact import UserError
 from miniact.backends.common import (
-    check_moments,
     check_same_shape,
     check_scale,
     model_folder,
@@ -40,14 +39,22 @@ from miniact.backends.torch.attention import PackedRow, no_mask, use_shared_atte
 from miniact.backends.torch.device import pick_device, pick_dtype
 from miniact.backends.torch.fast import is_lora, speed_up
 from miniact.backends.torch.head import Head
-from miniact.backends.torch.load import attach, load_base
+from miniact.backends.torch.load import attach, body_of, can_share_prompts, load_base, read_model
 from miniact.backends.torch.memory import release, usable
-from miniact.backends.torch.sample import Rows, SharedKeys, WidenedKeys
+from miniact.backends.torch.optimizer import fresh_adamw, load_state, save_state
+from miniact.backends.torch.sample import Keys, NoKeys, Rows, SharedKeys, WidenedKeys
+from miniact.backends.trial import check
 from miniact.config.sections import ModelConfig
 from miniact.types import Completion, Group, Loss, Sample
 
 
 class TorchPolicy:
+    fast_ways: tuple[str, ...] = (
+        "share a prompt between answers",
+        "sample prompts of unequal length together",
+        "go on from what it computed of a text",
+    )
+
     def __init__(self, config: ModelConfig, seed: int) -> None:
         self.config, self.name = config, config.path
         self.device = pick_device(config.device)
@@ -57,20 +64,34 @@ class TorchPolicy:
         base = load_base(folder, config.adapter, self.device, self.dtype)
         self.model = attach(base, config, seed)
         self.causal_lm = self.model if config.adapter == "full" else self.model.get_base_model()
+        self.body, self.family = body_of(self.causal_lm), self.causal_lm.config.model_type
+        self.has_adapter = config.adapter != "full"
+        self.tolerance = 1e-3 if self.dtype == torch.float32 else 0.2  # one token may be off by 0.5
         self.ends = end_tokens(self.tokenizer, str(folder))
         self.head = Head(self.causal_lm, frozen=config.adapter != "full")
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.reference: dict[str, torch.Tensor] = {}
         self.budgets = Budgets(config, lambda: usable(self.device), lambda: release(self.device))
-        self.shares_prompts = _can_share_prompts(self.causal_lm.config)
-        if self.shares_prompts:
-            use_shared_attention(self.causal_lm)
-        self._checked: set[str] = set()  # of sampling and training
+        self.ways = (can_share_prompts(self.causal_lm), True, True)
+        self._checked = {"sampling", "training"}  # against the plain way, on first use
         self.reset_optimizer()
         if config.gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self._mode(training=False)
         speed_up(self.model, self.dtype)
+        file = folder / "config.json"
+        options = (config.adapter, config.gradient_checkpointing, self.device, self.dtype)
+        check(self, key=("torch", file, file.stat().st_mtime_ns, *options))
+        self._checked = set()
+
+    @property
+    def ways(self) -> tuple[bool, ...]:
+        return self.shares_prompts, self.pads_prompts, self.keeps_keys
+
+    @ways.setter
+    def ways(self, used: tuple[bool, ...]) -> None:
+        self.shares_prompts, self.pads_prompts, self.keeps_keys = used
+        use_shared_attention(self.causal_lm, self.shares_prompts)
 
     # ---- modes ---------------------------------------------------------------------------------
 
@@ -110,16 +131,18 @@ class TorchPolicy:
             row=16 * self.causal_lm.config.get_text_config().vocab_size,
             shared=self.shares_prompts,
             prefill=0 if self.shares_prompts else self.budgets.prefill,
+            one_length=not self.shares_prompts and not self.pads_prompts,
         )
 
     def sample_rows(
         self, prompts: list[Sequence[int]], uniform_RC: np.ndarray, temperature: float
     ) -> Drawn:
         n, max_tokens = len(uniform_RC) // len(prompts), uniform_RC.shape[1]
-        body = self.causal_lm.get_decoder()
-        keys: SharedKeys | WidenedKeys = WidenedKeys(body, prompts, n)
+        keys: Keys
         if self.shares_prompts:
-            keys = SharedKeys(body, prompts, n, max_tokens, self.budgets.prefill)
+            keys = SharedKeys(self.body, prompts, n, max_tokens, self.budgets.prefill)
+        else:
+            keys = (WidenedKeys if self.keeps_keys else NoKeys)(self.body, prompts, n)
         tokens, logps = decode(Rows(self.head, temperature, keys), uniform_RC, self.ends)
         longest = max(range(len(tokens)), key=lambda row: len(tokens[row]))
         if self.shares_prompts and "sampling" not in self._checked and len(tokens[longest]) > 1:
@@ -142,6 +165,9 @@ class TorchPolicy:
             yield
             return
         layers: list[Any] = [m for m in self.model.modules() if is_lora(m)]
+        if len({id(layer.base_layer.weight) for layer in layers}) < len(layers):  # Zamba 2
+            yield  # one weight cannot take two sums
+            return
         kept = [layer.base_layer.weight.data for layer in layers]
         for layer, weight in zip(layers, kept):
             layer.base_layer.weight.data = weight + layer.get_delta_weight("default")
@@ -156,10 +182,9 @@ class TorchPolicy:
 
     def _logp_N(self, layout: Layout, temperature: float, shared: bool) -> torch.Tensor:
         """log π of every completion token of one micro-batch, shape [N], float32."""
-        body = self.causal_lm.get_decoder()
         if shared:
             row = PackedRow(layout, self.device)
-            hidden_1TD = body(
+            hidden_1TD = self.body(
                 input_ids=row.token_1T,
                 attention_mask=no_mask(self.device),
                 position_ids=row.position_1T,
@@ -171,7 +196,7 @@ class TorchPolicy:
             hidden_ND = hidden_1TD[0].index_select(0, row.index_N)
         else:  # a row is one prompt and one answer, right padded: causal is right as it is
             token_BL = self._tensor(layout.token_BL)
-            hidden_BLD = body(input_ids=token_BL, use_cache=False).last_hidden_state
+            hidden_BLD = self.body(input_ids=token_BL, use_cache=False).last_hidden_state
             hidden_ND = hidden_BLD[self._tensor(layout.row_N), self._tensor(layout.col_N)]
         return self.head.logp(hidden_ND, self._tensor(layout.target_N), temperature)
 
@@ -190,15 +215,23 @@ class TorchPolicy:
     def _compare(self, what: str, shared: np.ndarray, plain: np.ndarray) -> None:
         """Are shared prompts exact for this architecture? If not, say so and never share again."""
         self._checked.add(what)
-        error = float(np.abs(shared - plain).mean())  # bfloat16 alone can be off by 0.5 at a token
-        if not error <= (1e-3 if self.dtype == torch.float32 else 0.2):
+        error = float(np.abs(shared - plain).mean())
+        if not error <= self.tolerance:
             self.shares_prompts = False
             print(
-                f"note: {self.causal_lm.config.model_type} cannot share a prompt between answers "
+                f"note: {self.family} cannot share a prompt between answers "
                 f"(log-probs differ by {error:.2g} on average); it is sampled and trained the "
                 "plain way, more slowly",
                 file=sys.stderr,
             )
+
+    @torch.no_grad()
+    def own_logps(self, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
+        self._mode(training=False)
+        token_1L = torch.tensor([[*prompt, *answer]], device=self.device)
+        logit_1LV = self.causal_lm(input_ids=token_1L, use_cache=False).logits
+        logp_CV = logit_1LV[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        return logp_CV.gather(1, token_1L[0, len(prompt) :, None])[:, 0].cpu().numpy()
 
     @torch.no_grad()
     def _score(self, groups: Sequence[Group], temperature: float, shared: bool) -> list[list]:
@@ -260,13 +293,7 @@ class TorchPolicy:
     # ---- state ---------------------------------------------------------------------------------
 
     def reset_optimizer(self) -> None:
-        self.optimizer = torch.optim.AdamW(
-            self.trainable.values(),
-            lr=0.0,
-            betas=(0.9, 0.999),
-            eps=1e-8,
-            weight_decay=0.0,  # PyTorch's default is 0.01
-        )
+        self.optimizer = fresh_adamw(self.trainable)
 
     def freeze_reference(self) -> None:
         self.reference = {n: p.detach().clone() for n, p in self.trainable.items()}
@@ -281,10 +308,23 @@ class TorchPolicy:
         finally:
             self._assign(current)
 
+    @contextlib.contextmanager
+    def disturbed(self, seed: int) -> Iterator[None]:
+        chance, kept = torch.Generator().manual_seed(seed), {}
+        if self.has_adapter:
+            kept = {n: p.detach().clone() for n, p in self.trainable.items()}
+            noise = {n: torch.randn(p.shape, generator=chance) for n, p in kept.items()}
+            self._assign({n: 0.3 * x.shape[-1] ** -0.5 * x for n, x in noise.items()})
+        try:
+            yield
+        finally:
+            self._assign(kept)
+            self.optimizer.zero_grad(set_to_none=True)
+
     @torch.no_grad()
     def _assign(self, weights: dict[str, torch.Tensor]) -> None:
-        for name, parameter in self.trainable.items():
-            parameter.copy_(weights[name])
+        for name, weight in weights.items():
+            self.trainable[name].copy_(weight)
 
     def save_adapter(self, folder: Path) -> None:
         self.model.save_pretrained(folder, safe_serialization=True)
@@ -300,7 +340,9 @@ class TorchPolicy:
         except SafetensorError as error:
             raise UserError(f"{file}: no safetensors file: {error!s:.100}") from None
         if full:
-            check_same_shape(folder, weights, self.model.state_dict())
+            mine = self.model.state_dict()
+            weights = weights if weights.keys() <= mine.keys() else read_model(folder)
+            check_same_shape(folder, weights, mine)
             self.model.load_state_dict(weights, strict=False)  # tied weights are stored once
             return
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -310,39 +352,12 @@ class TorchPolicy:
         set_peft_model_state_dict(self.model, weights)
 
     def save_optimizer(self, file: Path) -> None:
-        flat = {}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                flat[f"{i}.{name}"] = torch.as_tensor(value).contiguous()
-        save_file(flat, file)
+        save_state(self.optimizer, file)
 
     def load_optimizer(self, file: Path) -> None:
         self.reset_optimizer()
-        saved = load_file(file)
-        stepped = {name.partition(".")[0] for name in saved}  # parameters that had a gradient
-        expected = {
-            f"{i}.{field}": [] if field == "step" else parameter.shape
-            for i, parameter in enumerate(self.trainable.values())
-            for field in ("step", "exp_avg", "exp_avg_sq")
-            if str(i) in stepped
-        }
-        check_moments(file, saved, expected)
-        state: dict[int, dict[str, Any]] = {}
-        for name, value in saved.items():
-            i, _, field = name.partition(".")
-            state.setdefault(int(i), {})[field] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        load_state(self.optimizer, self.trainable, file)
 
 
 def _joined(scored: list[list[np.ndarray]]) -> np.ndarray:
     return np.concatenate([logp for group in scored for logp in group])
-
-
-def _can_share_prompts(config: Any) -> bool:
-    """Sliding windows and linear attention ignore a custom mask: they train the plain way."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) is False:
-        window = None
-    return kinds == {"full_attention"} and window is None

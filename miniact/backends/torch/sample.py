@@ -1,8 +1,9 @@
 """Sampling on PyTorch: one prefill per prompt, then all answers a token at a time.
 
-Two ways to keep keys and values. `SharedKeys` holds those of a prompt once for all its answers
-(attention.py). `WidenedKeys` copies transformers' own cache to a row per answer; it is slower and
-serves every architecture. Both drop answers as they finish.
+Three ways to keep what was computed. `SharedKeys` holds the keys and values of a prompt once for
+all its answers (attention.py). `WidenedKeys` copies transformers' own cache, of whatever kind, to a
+row per answer. `NoKeys` keeps nothing: every token passes the whole text again, which is right for
+every model and slow. All drop answers as they finish.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map
 
 from miniact.backends.sampling import slices
 from miniact.backends.torch.attention import SharedCache, no_mask
@@ -21,7 +23,7 @@ from miniact.backends.torch.head import Head
 class Rows:
     """The answers of one chunk. R: the live ones."""
 
-    def __init__(self, head: Head, temperature: float, keys: SharedKeys | WidenedKeys) -> None:
+    def __init__(self, head: Head, temperature: float, keys: Keys) -> None:
         self.head, self.temperature, self.keys = head, temperature, keys
         self.hidden_RD = keys.prefill()
 
@@ -85,11 +87,8 @@ class SharedKeys:
 
     def _prefill(self, rows: slice) -> torch.Tensor:
         """Pass a slice of the prompts; the hidden state after the last token of each."""
-        prompts, length_B = self.prompts[rows], self.length_B[rows]
-        B, P = len(prompts), int(length_B.max())
-        token_BP = torch.zeros(B, P, dtype=torch.long)
-        for b, prompt in enumerate(prompts):
-            token_BP[b, : len(prompt)] = torch.tensor(prompt)
+        length_B, token_BP = self.length_B[rows], _right_padded(self.prompts[rows])
+        B, P = token_BP.shape
         self.cache.fill(rows)
         position_BP = torch.arange(P, device=self.device).expand(B, P)
         hidden_BPD = self._run(token_BP.to(self.device), position_BP)
@@ -134,14 +133,20 @@ class WidenedKeys:
 
     def prefill(self) -> torch.Tensor:
         last_BD = self._run(self.token_BP, (self.mask_RL.cumsum(1) - 1).clamp(min=0))
-        if self.n > 1:
-            self.cache.batch_repeat_interleave(self.n)
-        self.mask_RL = self.mask_RL.repeat_interleave(self.n, 0)
         self.position_R = self.mask_RL.sum(1)
-        return last_BD.repeat_interleave(self.n, 0)
+        row = torch.arange(len(last_BD), device=last_BD.device).repeat_interleave(self.n)
+        self.keep(row)
+        return last_BD[row]
 
     def keep(self, row: torch.Tensor) -> None:
-        self.cache.reorder_cache(row)
+        """Make the cache one of these rows of itself; a row may come again."""
+        R = len(self.position_R)
+
+        def pick(x: Any) -> Any:
+            return x[row] if isinstance(x, torch.Tensor) and x.ndim and len(x) == R else x
+
+        for layer in self.cache.layers:  # keys and values, or the states of a recurrence
+            vars(layer).update(tree_map(pick, vars(layer)))
         self.mask_RL, self.position_R = self.mask_RL[row], self.position_R[row]
 
     def step(self, token_R: torch.Tensor) -> torch.Tensor:
@@ -149,3 +154,34 @@ class WidenedKeys:
         hidden_RD = self._run(token_R[:, None], self.position_R[:, None])
         self.position_R = self.position_R + 1
         return hidden_RD
+
+
+class NoKeys:
+    """The text of every answer, right padded where it is passed: a causal model never sees that."""
+
+    def __init__(self, body: Any, prompts: Sequence[Any], n: int) -> None:
+        self.body, self.text_R = body, [list(p) for p in prompts for _ in range(n)]
+        self.device = next(body.parameters()).device
+
+    def prefill(self) -> torch.Tensor:
+        token_RL = _right_padded(self.text_R).to(self.device)
+        hidden_RLD = self.body(input_ids=token_RL, use_cache=False).last_hidden_state
+        last_R = torch.tensor([len(text) - 1 for text in self.text_R], device=self.device)
+        return hidden_RLD[torch.arange(len(last_R), device=self.device), last_R]
+
+    def keep(self, row: torch.Tensor) -> None:
+        self.text_R = [self.text_R[r] for r in row.tolist()]
+
+    def step(self, token_R: torch.Tensor) -> torch.Tensor:
+        self.text_R = [[*text, token] for text, token in zip(self.text_R, token_R.tolist())]
+        return self.prefill()
+
+
+Keys = SharedKeys | WidenedKeys | NoKeys
+
+
+def _right_padded(texts: Sequence[Any]) -> torch.Tensor:
+    token_BL = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
+    for row_L, text in zip(token_BL, texts):
+        row_L[: len(text)] = torch.tensor(text)
+    return token_BL
