@@ -7,7 +7,6 @@ attention.py   tokens that share a prompt, without a mask over everything
 head.py        from hidden states to log-probabilities, in pieces
 fast.py        LoRA and the gated MLP in fewer passes over memory
 device.py      which device, and in which precision
-count.py       how many weights a model has, from its config.json
 optimizer.py   AdamW, and its state as a file
 memory.py      the memory of the device
 parallel.py    several processes: their messages, the sum of their gradients
