@@ -138,11 +138,9 @@ class TorchPolicy:
         self, prompts: list[Sequence[int]], uniform_RC: np.ndarray, temperature: float
     ) -> Drawn:
         n, max_tokens = len(uniform_RC) // len(prompts), uniform_RC.shape[1]
-        keys: Keys
+        keys: Keys = (WidenedKeys if self.keeps_keys else NoKeys)(self.body, prompts, n)
         if self.shares_prompts:
             keys = SharedKeys(self.body, prompts, n, max_tokens, self.budgets.prefill)
-        else:
-            keys = (WidenedKeys if self.keeps_keys else NoKeys)(self.body, prompts, n)
         tokens, logps = decode(Rows(self.head, temperature, keys), uniform_RC, self.ends)
         longest = max(range(len(tokens)), key=lambda row: len(tokens[row]))
         if self.shares_prompts and "sampling" not in self._checked and len(tokens[longest]) > 1:
@@ -218,12 +216,11 @@ class TorchPolicy:
         error = float(np.abs(shared - plain).mean())
         if not error <= self.tolerance:
             self.shares_prompts = False
-            print(
-                f"note: {self.family} cannot share a prompt between answers "
-                f"(log-probs differ by {error:.2g} on average); it is sampled and trained the "
-                "plain way, more slowly",
-                file=sys.stderr,
+            note = (
+                f"note: {self.family} cannot share a prompt between answers (log-probs differ by "
+                f"{error:.2g} on average); this is done the plain way, more slowly"
             )
+            print(note, file=sys.stderr)
 
     @torch.no_grad()
     def own_logps(self, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
