@@ -155,7 +155,7 @@ def test_every_config_key_is_there_once_with_all_that_is_known_of_it():
     assert keys.keys() == flat.keys()
     assert all(json.loads(keys[name].default) == value for name, value in flat.items())
     assert keys["stage.rl.group_size"].allowed == "≥ 2"
-    assert keys["prompt.form"].allowed == "tags, plain, chat"
+    assert keys["prompt.form"].allowed == "tags, plain, chat, auto"
     assert all(field.metadata["doc"] in page() for field in fields(type(Config().pairs)))
 
 

@@ -343,7 +343,8 @@ def turns_shown(prompter: Prompter, state: State, turns: int) -> tuple[int, ...]
     )
     config = dataclasses.replace(prompter.config, max_tokens=LONG, history=LONG)
     wide = Prompter(prompter.tokenizer, config)
-    return wide._encode(wide._body(kept, turns, wide._ask_action(False)), False)
+    messages = wide._messages(kept, turns, wide._ask_action(False))
+    return wide.template.encode(wide.template.render(messages, False))
 
 
 @given(
