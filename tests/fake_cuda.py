@@ -268,6 +268,32 @@ def main(folder: Path, adapter: str, checkpointing: bool) -> dict[str, Any]:
     return seen
 
 
+def recipe(folder: Path, adapter: str) -> dict[str, Any]:
+    """IL → ACT → RL with a tiny random model in the household world, twice: whole, and resumed."""
+    from io import StringIO
+
+    from fakes import SMALL, TAGS
+    from rich.console import Console
+
+    from miniact.config import load_config
+    from miniact.experiments.pipeline import resume_run, run_recipe
+
+    out, console = folder / f"run-{adapter}", Console(file=StringIO())
+    settings = [
+        *(*SMALL, *TAGS, f"model.path={folder / 'model'}", f"model.adapter={adapter}"),
+        *("model.device=cuda:0", "model.backend=torch", "model.rank=4", "pairs.source=admissible"),
+        # a random model's answers hold nothing: what it learns from is the KL term
+        *("stage.act.beta=0.1", "stage.rl.beta=0.1", "stage.act.max_tokens=6"),
+        *("stage.rl.max_tokens=6", "eval.max_tokens=6", "eval.judge_max_tokens=6", "log.to=[]"),
+    ]
+    with cuda():
+        whole = run_recipe(load_config("household", settings), out, console)
+        (out / "results.json").unlink()
+        (out / "stages" / "3-rl" / "eval.json").unlink()
+        again = resume_run(out, console)
+    return {"stages": list(whole["results"]), "same": again["results"] == whole["results"]}
+
+
 def _refused(f: Any) -> bool:
     import torch
 
@@ -281,4 +307,7 @@ def _refused(f: Any) -> bool:
 if __name__ == "__main__":
     where = Path(sys.argv[1])
     install(build(where))
-    print(json.dumps(main(where, sys.argv[2], "checkpointing" in sys.argv)))
+    if "recipe" in sys.argv:
+        print(json.dumps(recipe(where, sys.argv[2])))
+    else:
+        print(json.dumps(main(where, sys.argv[2], "checkpointing" in sys.argv)))

@@ -64,3 +64,11 @@ def test_everything_runs_on_a_card(folder, arguments, dtype, launches):
     assert seen["budget"] == 4096
     # of one decode step: what is launched costs more than what is computed, up to some 64 rows
     assert seen["launches"] <= LAYERS * launches + 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["lora", "qlora", "full"])
+def test_the_whole_recipe_runs_on_a_card(folder, adapter):
+    """Collect, pairs, IL, ACT, RL, evaluations, and a resume that ends the same."""
+    seen = run(folder, adapter, "recipe")
+    assert seen == {"stages": ["base", "1-il", "2-act", "3-rl"], "same": True}
