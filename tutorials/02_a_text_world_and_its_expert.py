@@ -325,7 +325,7 @@ print(f"{size / 1e6:.1f} MB on disk; in memory only an index of {len(file)} traj
 # %%
 policy = TorchPolicy(ModelConfig(path="builtin:tiny", rank=8, alpha=16), seed=SEED)
 prompter = Prompter(policy.tokenizer, PromptConfig(form="plain", show_admissible=False, history=10))
-GREEDY = PlayOptions(temperature=0.0, max_tokens=10)
+GREEDY = PlayOptions(temperature=0.0, max_tokens=24)
 
 
 def play_by_hand(env, task_id):
@@ -334,9 +334,9 @@ def play_by_hand(env, task_id):
     while not turn.done:
         state = State(f"{task_id}#{len(history)}", task, tuple(history), turn.observation)
         prompt = prompter.action(state).tokens
-        ((sample,),) = policy.sample([prompt], 1, max_tokens=10, temperature=0.0, seed=0)
-        action = prompter.parse_action(sample.text) or ""
-        history.append((turn.observation, action))
+        ((sample,),) = policy.sample([prompt], 1, max_tokens=24, temperature=0.0, seed=0)
+        action = prompter.action_in(sample) or ""
+        history.append((turn.observation, action or sample.text))  # it reads what it said
         turn = env.step(action.strip())
     return history, turn.success
 
@@ -345,7 +345,7 @@ for world, split in ((env, "ood"), (drawers, "id")):
     (task_id,) = world.tasks(split, 1, seed=SEED)
     history, success = play_by_hand(world, task_id)
     (episode,) = play_episodes(policy, prompter, [world], [task_id], GREEDY)
-    assert [(m.observation, m.action) for m in episode.moves] == history
+    assert [(m.observation, m.action or m.reply) for m in episode.moves] == history
     assert episode.success == success
     print(f"{episode.task} ({episode.stop})")
     for move in episode.moves[:4]:

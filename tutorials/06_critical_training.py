@@ -81,8 +81,8 @@ small = load_config(
     ],
 )
 start_run(small, WORK / "small", Console(quiet=True))
-(logged,) = read_metrics(WORK / "small")["1-act"]
-groups = [json.loads(x) for x in (WORK / "small/samples/1-act.jsonl").read_text().splitlines()]
+(logged,) = read_metrics(WORK / "small")["2-act"]  # numbered on from 1-il
+groups = [json.loads(x) for x in (WORK / "small/samples/2-act.jsonl").read_text().splitlines()]
 print(groups[0]["prompt"])
 for answer in groups[0]["answers"]:
     print(
@@ -237,21 +237,22 @@ by_hand = {
 }
 for name, hits in by_hand.items():
     ours = measured[name]
-    assert np.isclose(hits.mean(), ours["value"]) and hits.size == ours["n"], name
-    assert np.allclose(wilson(hits.sum(), hits.size), (ours["low"], ours["high"]))
+    assert np.isclose(hits.mean(), ours["value"]), name
+    assert np.allclose(wilson(hits.mean() * ours["n"], ours["n"]), (ours["low"], ours["high"]))
     print(
         f"{name:14}{ours['value']:6.1%}  [{ours['low']:.1%}, {ours['high']:.1%}]  n = {ours['n']}"
     )
 
 # %% [markdown]
-# A word on these intervals: they count both orders of a question as separate draws, which they are not
-# quite. With the question as the unit, the interval of the accuracy is:
+# A word on these intervals: *n* counts questions, not answers. Both orders of a question are about one
+# state and one choice, so they are no separate draws. A question can be half right, so the interval of the
+# accuracy can also be had from the spread over questions:
 
 # %%
 per_question = right_Q2.mean(1)
 half = 1.96 * per_question.std(ddof=1) / np.sqrt(len(per_question))
 low, high = measured["accuracy"]["low"], measured["accuracy"]["high"]
-print(f"accuracy ± {100 * half:.1f} points by questions, ± {50 * (high - low):.1f} by answers")
+print(f"accuracy ± {100 * half:.1f} points by their spread, ± {50 * (high - low):.1f} by Wilson")
 
 # %% [markdown]
 # ## 5 · Before and after

@@ -101,7 +101,8 @@ print(f"\nthe tiny model's file holds {stored:,} numbers, as counted")
 # A GPU of 24 GB is only a number here; speeds play no part in memory.
 
 # %%
-config = load_config("qwen3-8b-qlora")
+# answers of 512 tokens instead of 1,024: then one group fills one pass, and there is one case to follow
+config = load_config("qwen3-8b-qlora", ["stage.act.max_tokens=512"])
 model, qwen = config.model, shapes[-1]
 work = next(w for w in stage_works(config) if w.name == "act")
 P, G, C = work.prompt, work.group, work.completion

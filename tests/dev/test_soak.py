@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
-from soak import Moment, activity, compare, main
+import soak
+from soak import activity, compare
 
 
 def test_it_sees_every_difference_but_the_clock(tmp_path):
@@ -66,16 +70,27 @@ JUST_BEFORE = {  # what is being done → the event that ends it, as activity an
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_six_times_ends_with_the_bytes_of_one_that_was_not(
-    tmp_path, monkeypatch
+    tmp_path,
 ):
-    moments = [Moment(activity=a, nth=n, itself=True) for a, n in JUST_BEFORE.values()]
-    monkeypatch.setattr("soak.draw_moment", lambda rng, whole: moments.pop(0))
-    monkeypatch.setattr("soak.CHANCES", (*(1 for _ in moments), 0))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    """In a process of its own: its forks are to be like runs, not like what other tests left."""
     out = tmp_path / "soak.json"
-    done = CliRunner().invoke(main, ["--kills", "6", "--out", str(out)])
-    assert done.exit_code == 0, done.output
+    code = f"""
+import soak
+moments = [soak.Moment(activity=a, nth=n, itself=True) for a, n in {list(JUST_BEFORE.values())!r}]
+soak.CHANCES = (*(1 for _ in moments), 0)
+soak.draw_moment = lambda rng, whole: moments.pop(0)
+soak.main(["--kills", "6", "--out", {str(out)!r}])
+"""
+    paths = os.pathsep.join([str(Path(soak.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     (trial,) = json.loads(out.read_text())["trials"]
     assert trial["kills"] == list(JUST_BEFORE)
     assert not (trial["exit code"] or trial["different"] or trial["leftovers"])
-    assert "6 kills in 1 runs, 0 of them differ" in done.output
+    assert "6 kills in 1 runs, 0 of them differ" in done.stdout
