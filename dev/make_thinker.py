@@ -25,22 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
-import transformers
+import tiny_llama
 from rich.console import Console
+from tiny_llama import build_tokenizer, options, random_action, replace
+from tokenizers import normalizers
 
-from miniact.backends.protocol import load_policy
-from miniact.backends.torch.load import add_rope_theta
 from miniact.cli.common import friendly
-from miniact.config.sections import ModelConfig, PromptConfig
+from miniact.config.sections import PromptConfig
 from miniact.envs import Env, make_env
 from miniact.envs.household import PLAY
 from miniact.envs.household_facts import LAMP, TOOLS, Known, kind_of, read, things
-from miniact.method.grpo import weigh
-from miniact.method.losses import cross_entropy
 from miniact.method.prompts import Prompter
-from miniact.runs.files import whole_folder
-from miniact.runs.progress import Bar
 from miniact.types import Completion, Group, State
 
 # A prompt that asks for a thought begins it; one that asks for none begins and ends it.
@@ -49,7 +44,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<reply><think>"
     "{% if not enable_thinking %}</think>{% endif %}{% endif %}"
 )
-SPECIAL = ["<pad>", "<unk>", "<start>", "<reply>", "<end>"]
 TAGS = ["<think>", "</think>", "<action>", "</action>", "<choice>", "</choice>"]
 # one token for one thing ("shelf 1"), and for the head of a sentence ("i hold")
 WORDS = (
@@ -61,6 +55,8 @@ FILLERS = (
     r",|\.(?! [a-z])|\b(?i:arrive at|in the middle of|looking quickly around|a|an|the|and|you|is"
     r"|are|it)\b"
 )
+NORMAL = [replace(FILLERS), normalizers.Lowercase()]
+SIZES = {"hidden_size": 128, "intermediate_size": 288, "num_hidden_layers": 4}  # 0.73M parameters
 PROMPT = PromptConfig(
     form="tags", wording="builtin:plain", show_admissible=False, history=20, max_tokens=768
 )
@@ -111,16 +107,6 @@ class Player:
                 return Plan(f"go to {tool}", reasons)
             return Plan(f"{verb} {hand} with {tool}", (holds, f"i am at {tool}", reasons[1]))
         return self._deliver(known)
-
-    def any(self, actions: Sequence[str]) -> str:
-        """Draw the kind of action first, then one of that kind, so that rare verbs come up too."""
-
-        def kind(action: str) -> str:
-            verb = action.partition(" ")[0]
-            return "look" if verb in ("examine", "inventory") else verb
-
-        drawn = self.rng.choice(sorted({kind(a) for a in actions}))
-        return self.rng.choice([a for a in actions if kind(a) == drawn])
 
     def _fetch(self, known: Known) -> Plan:
         takeable = [
@@ -208,7 +194,7 @@ def move(visit: Visit, known: Known, player: Player, skill: float) -> tuple[str,
     if rng.random() >= skill:
         tried = [action for _, action in visit.state.history]  # some of it applies no more
         again = tried and rng.random() < AGAIN
-        action = rng.choice(tried) if again else player.any(visit.actions)
+        action = rng.choice(tried) if again else random_action(visit.actions, rng)
         return action, concerning(action, known, rng)
     plan = player.plan(known, visit.actions)
     *others, decisive = plan.reasons
@@ -323,43 +309,6 @@ def examples(prompter: Prompter, env: Env, rng: random.Random) -> Iterator[Group
 # ---- tokenizer and model -----------------------------------------------------------------------
 
 
-def build_tokenizer(texts: Sequence[str]):  # type: ignore[no-untyped-def]
-    """A word-level tokenizer over the words of `texts`, with the chat template.
-
-    Filler words are left out: half as many tokens, and no action holds any of them.
-    """
-    import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers
-    from transformers import AddedToken, PreTrainedTokenizerFast
-
-    split = pre_tokenizers.Split(tokenizers.Regex(WORDS), behavior="removed", invert=True)
-    normal = normalizers.Sequence(
-        [normalizers.Replace(tokenizers.Regex(FILLERS), ""), normalizers.Lowercase()]
-    )
-    read = (split.pre_tokenize_str(normal.normalize_str(text)) for text in texts)
-    words = {word for pieces in read for word, _ in pieces}
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *TAGS, *sorted(words)])}
-    core = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.normalizer = normal
-    core.pre_tokenizer = split
-    core.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        bos_token="<start>",
-        eos_token="<end>",
-        additional_special_tokens=["<reply>"],
-        clean_up_tokenization_spaces=False,
-    )
-    # space around a tag means nothing, and a reply is read with its tags, so they are not "special"
-    tokenizer.add_tokens(
-        [AddedToken(tag, lstrip=True, rstrip=True, normalized=False) for tag in TAGS]
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
 def words_of(env: Env, rng: random.Random) -> list[str]:
     """Texts that hold every word of play: prompts, actions and thoughts."""
     lines = ["1: 2: 3: 4: 5: 6: … which ? why ? Nothing happens. x. i"]
@@ -371,54 +320,23 @@ def words_of(env: Env, rng: random.Random) -> list[str]:
     return lines
 
 
-def init_llama(folder: Path, tokenizer: Any, seed: int) -> None:
-    """Write a small Llama with random weights into `folder`."""
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=288,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    add_rope_theta(folder)
+def tokenizer_for(env: Env, seed: int) -> Any:
+    lines = words_of(env, random.Random(seed))
+    return build_tokenizer(lines, WORDS, NORMAL, CHAT_TEMPLATE, TAGS)
 
 
 def pretrain(out: Path, seed: int, steps: int, batch: int, console: Console) -> None:
     """Make the tiny base model in folder `out` (Hugging Face format). Same seed, same bytes."""
     env = make_env("household", max_steps=MOST)
-    with whole_folder(out) as part:
-        tokenizer = build_tokenizer(words_of(env, random.Random(seed)))
-        tokenizer.save_pretrained(part)
-        init_llama(part, tokenizer, seed)
-        config = ModelConfig(path=str(part), adapter="full", max_tokens_per_batch=16384)
-        policy = load_policy(config, seed)
-        stream = examples(Prompter(tokenizer, PROMPT), env, random.Random(seed + 1))
-        with Bar(console, "pretrain") as bar:
-            bar.start(steps)
-            for step in range(steps):
-                groups = weigh([next(stream) for _ in range(batch)], "dapo", 0)
-                metrics = policy.forward_backward(groups, cross_entropy)
-                lr = 3e-3 * min(1.0, (step + 1) / 50) * max(0.02, 1 - step / steps)
-                policy.optim_step(lr, 1.0)
-                bar.advance(metrics)
-        policy.save_adapter(part)
+    tokenizer = tokenizer_for(env, seed)
+    stream = examples(Prompter(tokenizer, PROMPT), env, random.Random(seed + 1))
+    how = (seed, steps, batch)
+    tiny_llama.pretrain(out, tokenizer, stream, how, console, **SIZES)
     env.close()
 
 
 @click.command()
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Model folder to write."
-)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--steps", default=4000, show_default=True)
-@click.option("--batch", default=12, show_default=True, help="Prompts per step.")
+@options(steps=4000, batch=12, unit="Prompts")
 @friendly
 def main(out, seed, steps, batch):  # type: ignore[no-untyped-def]
     """Make the tiny base model from play of mixed skill."""

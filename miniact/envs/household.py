@@ -30,10 +30,10 @@ import yaml
 
 from miniact import UserError
 from miniact.envs import Turn, check_names, household_facts
+from miniact.envs.household_facts import LAMP, TREATMENTS, kind_of
 
 NOTHING = "Nothing happens."
 PLAY = "play"  # the split in which a base that thinks is made
-LAMP = "desklamp"  # the one object that cannot be taken
 COPIES = 2  # of a type of object in a room, at most: "apple 1" and "apple 2"
 NUMBERS = 1_000_000  # of tasks of one type in one split
 OPENABLE = frozenset({"cabinet", "drawer", "fridge", "microwave"})
@@ -50,19 +50,6 @@ _PLACES = {place for places in _FITS.values() for place in places} - {LAMP}
 _OBJECTS = {kind: text.split() for kind, text in _TABLES["objects"].items()}
 
 
-class Treatment(NamedTuple):
-    tool: str  # the kind of place where it is done
-    mark: str  # what the object is afterwards
-    undoes: str  # what it is no longer
-    objects: frozenset[str]  # the types of objects that take it
-
-
-_DINNER = frozenset({"apple", "egg", "potato", "mug", "cup", "plate"})
-_TREATMENTS = {
-    "clean": Treatment("sinkbasin", "clean", "", _DINNER | {"spoon", "cloth", "soapbar"}),
-    "heat": Treatment("microwave", "hot", "cool", _DINNER),
-    "cool": Treatment("fridge", "cool", "hot", _DINNER),
-}
 _SENTENCES = {
     "pick_and_place": "put a {0} in {1}.",
     "look_at_light": "look at {0} under the {1}.",
@@ -84,13 +71,8 @@ class Room(NamedTuple):
     places: tuple[str, ...]  # "cabinet 1", "cabinet 2", "fridge 1", in the order of the first look
 
 
-def _kind(name: str) -> str:
-    """'cabinet 2' → 'cabinet'."""
-    return name[: name.index(" ")]
-
-
 def _fits(name: str, place: str) -> bool:
-    return _kind(place) in _FITS[_kind(name)]
+    return kind_of(place) in _FITS[kind_of(name)]
 
 
 def _numbered(kinds: list[str]) -> tuple[str, ...]:
@@ -115,12 +97,12 @@ def _rooms(split: str) -> tuple[Room, ...]:
 
 def _goals(task: str, room: Room) -> list[Goal]:
     """Every goal of this type for this room: the object fits there, and also somewhere else."""
-    objects, targets = _OBJECTS[room.kind], list(dict.fromkeys(map(_kind, room.places)))
+    objects, targets = _OBJECTS[room.kind], list(dict.fromkeys(map(kind_of, room.places)))
     homes = {o: [kind for kind in targets if kind in _FITS[o]] for o in objects}
     if task == "look_at_light":
         targets = [LAMP] if LAMP in objects else []
-    elif task in _TREATMENTS:
-        treatment = _TREATMENTS[task]
+    elif task in TREATMENTS:
+        treatment = TREATMENTS[task]
         objects = [o for o in objects if o in treatment.objects and treatment.tool in targets]
         targets = [kind for kind in targets if kind != treatment.tool]
     pairs = [Goal(o, t) for o in objects if o != LAMP for t in targets if t in _FITS[o]]
@@ -145,16 +127,16 @@ def _furnish(rng: random.Random, room: Room, kinds: list[str], goal: Goal) -> di
         kinds.append(LAMP)
     holds: dict[str, list[str]] = {place: [] for place in room.places}
     for name in _numbered(kinds):
-        banned = goal.target if _kind(name) == goal.object else None
-        places = [p for p in room.places if _fits(name, p) and _kind(p) != banned]
-        weights = [0.8 ** _FITS[_kind(name)].index(_kind(place)) for place in places]
+        banned = goal.target if kind_of(name) == goal.object else None
+        places = [p for p in room.places if _fits(name, p) and kind_of(p) != banned]
+        weights = [0.8 ** _FITS[kind_of(name)].index(kind_of(place)) for place in places]
         holds[rng.choices(places, weights)[0]].append(name)
     return holds
 
 
 def _senseless(rng: random.Random, task: str) -> tuple[Room, Goal]:
     """A room and a goal of the play split: any places, and a target where the object never fits."""
-    treatment = _TREATMENTS.get(task)
+    treatment = TREATMENTS.get(task)
     targets = [LAMP] if task == "look_at_light" else sorted(_PLACES)
     names = sorted(treatment.objects if treatment else set(_FITS) - {LAMP})
     goals = [Goal(name, t) for name in names for t in targets if t not in _FITS[name]]
@@ -178,8 +160,8 @@ def _scatter(rng: random.Random, room: Room, kinds: list[str], goal: Goal) -> di
     names = _numbered([*kinds, *rng.sample(others, rng.randint(6, 9) - len(kinds)), LAMP])
     holds: dict[str, list[str]] = {place: [] for place in room.places}
     for name in names:
-        banned = goal.target if _kind(name) == goal.object else None
-        holds[rng.choice([p for p in room.places if _kind(p) != banned])].append(name)
+        banned = goal.target if kind_of(name) == goal.object else None
+        holds[rng.choice([p for p in room.places if kind_of(p) != banned])].append(name)
     return holds
 
 
@@ -274,11 +256,11 @@ class Household:
             moves[f"examine {hand}"] = partial(self._examine, hand)
         if at is not None:
             moves[f"examine {at}"] = partial(self._show, at)
-            if _kind(at) in OPENABLE:
+            if kind_of(at) in OPENABLE:
                 verb = "close" if at in self._open else "open"
                 moves[f"{verb} {at}"] = partial(self._swing, verb, at)
-            for verb, treatment in _TREATMENTS.items():
-                if hand and _kind(at) == treatment.tool and _kind(hand) in treatment.objects:
+            for verb, treatment in TREATMENTS.items():
+                if hand and kind_of(at) == treatment.tool and kind_of(hand) in treatment.objects:
                     moves[f"{verb} {hand} with {at}"] = partial(self._treat, verb, hand, at)
             if self._accessible(at):
                 moves |= self._handling(at, hand)
@@ -290,7 +272,7 @@ class Household:
         moves: dict[str, Callable[[], str]] = {}
         for name in self._holds[at]:
             moves[f"examine {name}"] = partial(self._examine, name)
-            if _kind(name) == LAMP:
+            if kind_of(name) == LAMP:
                 moves[f"use {name}"] = partial(self._use, name)
             elif hand is None:
                 moves[f"take {name} from {at}"] = partial(self._take, name, at)
@@ -299,7 +281,7 @@ class Household:
         return moves
 
     def _accessible(self, place: str) -> bool:
-        return place in self._open or _kind(place) not in OPENABLE
+        return place in self._open or kind_of(place) not in OPENABLE
 
     def _look(self) -> str:
         if self._at is not None:
@@ -324,7 +306,7 @@ class Household:
         return f"{intro}, you see {_listing(self._holds[place])}."
 
     def _examine(self, name: str) -> str:
-        if _kind(name) == LAMP:
+        if kind_of(name) == LAMP:
             return f"This {name} is {'on' if self._lit else 'off'}."
         marks = " and ".join(mark for mark in ("hot", "cool", "clean") if mark in self._marks[name])
         if not marks:
@@ -349,8 +331,8 @@ class Household:
         return f"You move the {name} to the {place}."
 
     def _treat(self, verb: str, name: str, tool: str) -> str:
-        self._marks[name].discard(_TREATMENTS[verb].undoes)
-        self._marks[name].add(_TREATMENTS[verb].mark)
+        self._marks[name].discard(TREATMENTS[verb].undoes)
+        self._marks[name].add(TREATMENTS[verb].mark)
         return f"You {verb} the {name} using the {tool}."
 
     def _use(self, name: str) -> str:
@@ -361,15 +343,15 @@ class Household:
 
     def _ready(self, name: str) -> bool:
         """Is it of the right type, and clean, hot or cool if the task wants that?"""
-        if _kind(name) != self._goal.object:
+        if kind_of(name) != self._goal.object:
             return False
-        return self._task not in _TREATMENTS or _TREATMENTS[self._task].mark in self._marks[name]
+        return self._task not in TREATMENTS or TREATMENTS[self._task].mark in self._marks[name]
 
     def _solved(self) -> bool:
         if self._task == "look_at_light":
             in_light = self._lit and self._at and f"{LAMP} 1" in self._holds[self._at]
             return bool(in_light and self._hand and self._ready(self._hand))
-        targets = (place for place in self._places if _kind(place) == self._goal.target)
+        targets = (place for place in self._places if kind_of(place) == self._goal.target)
         return any(sum(map(self._ready, self._holds[p])) >= self._needed for p in targets)
 
     def expert_action(self) -> str | None:
@@ -384,14 +366,14 @@ class Household:
         hand = self._hand
         if hand is None:
             return self._fetch()
-        if _kind(hand) != self._goal.object:
+        if kind_of(hand) != self._goal.object:
             fit = [place for place in self._places if self._anywhere or _fits(hand, place)]
             return self._bring(hand, fit)
         if self._task == "look_at_light":
             lamp_at = [place for place in self._places if f"{LAMP} 1" in self._known(place)]
             return self._reach(lamp_at[0]) or f"use {LAMP} 1" if lamp_at else self._search(LAMP)
         if not self._ready(hand):
-            tool = f"{_TREATMENTS[self._task].tool} 1"
+            tool = f"{TREATMENTS[self._task].tool} 1"
             return f"{self._task} {hand} with {tool}" if self._at == tool else f"go to {tool}"
         return self._bring(hand, self._targets())
 
@@ -401,7 +383,7 @@ class Household:
 
     def _targets(self) -> list[str]:
         """Where the object may go. Of two objects, the second has to follow the first."""
-        targets = [place for place in self._places if _kind(place) == self._goal.target]
+        targets = [place for place in self._places if kind_of(place) == self._goal.target]
         started = [place for place in targets if any(map(self._ready, self._known(place)))]
         return started[:1] if self._needed == 2 and started else targets
 
@@ -412,7 +394,7 @@ class Household:
             (not self._ready(name), self._effort(place), i, name, place)
             for i, place in enumerate(self._places)
             for name in self._known(place)
-            if _kind(name) == self._goal.object and place not in done
+            if kind_of(name) == self._goal.object and place not in done
         ]
         if not takeable:
             return self._search(self._goal.object)
@@ -427,8 +409,8 @@ class Household:
         """Uncover the place at hand if it may hold one, else the likeliest place not seen yet."""
         homes = sorted(_PLACES) if self._anywhere else _FITS[kind]
         fits = [k for k in homes if k != self._goal.target]
-        unseen = [p for p in self._places if p not in self._seen and _kind(p) in fits]
-        return self._reach(min(unseen, key=lambda p: (p != self._at, fits.index(_kind(p)))))
+        unseen = [p for p in self._places if p not in self._seen and kind_of(p) in fits]
+        return self._reach(min(unseen, key=lambda p: (p != self._at, fits.index(kind_of(p)))))
 
     def _effort(self, place: str) -> int:
         """The number of actions until the place is at hand and open."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from miniact.types import State
 
@@ -35,9 +36,24 @@ KINDS = {
     "closed": r".+ closed",
     "treated": r"\w+ \d+ (?:clean|hot|cool)",
 }
-LAMP = "desklamp"
-VERBS = {"clean": "clean", "hot": "heat", "cool": "cool"}  # a mark → what makes it
-TOOLS = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge", "light": LAMP}
+LAMP = "desklamp"  # the one object that cannot be taken
+
+
+class Treatment(NamedTuple):
+    tool: str  # the kind of place where it is done
+    mark: str  # what the object is afterwards
+    undoes: str  # what it is no longer
+    objects: frozenset[str]  # the types of objects that take it
+
+
+_DINNER = frozenset({"apple", "egg", "potato", "mug", "cup", "plate"})
+TREATMENTS = {  # verb → what it does
+    "clean": Treatment("sinkbasin", "clean", "", _DINNER | {"spoon", "cloth", "soapbar"}),
+    "heat": Treatment("microwave", "hot", "cool", _DINNER),
+    "cool": Treatment("fridge", "cool", "hot", _DINNER),
+}
+VERBS = {treatment.mark: verb for verb, treatment in TREATMENTS.items()}
+TOOLS = {verb: treatment.tool for verb, treatment in TREATMENTS.items()} | {"light": LAMP}
 _NAME = r"[a-z]+ \d+"
 _TASK = re.compile(
     r"(?:put a|put|look at) (?:(clean|hot|cool|two) )?([a-z]+) (?:in|under the) ([a-z]+)"
@@ -104,10 +120,10 @@ class Known:
             self.where[moved[1]] = moved[2]
             self.hand = ""
         if treated := re.match(rf"You (clean|heat|cool) the ({_NAME}) using", observation):
-            mark = next(mark for mark, verb in VERBS.items() if verb == treated[1])
-            undone = {"hot": "cool", "cool": "hot"}.get(mark)
-            self.marks.setdefault(treated[2], set()).add(mark)
-            self.marks[treated[2]].discard(undone or "")
+            treatment = TREATMENTS[treated[1]]
+            marks = self.marks.setdefault(treated[2], set())
+            marks.discard(treatment.undoes)
+            marks.add(treatment.mark)
 
     # ---- sentences -----------------------------------------------------------------------------
 

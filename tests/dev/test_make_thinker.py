@@ -22,7 +22,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def prompter(world):
-    return Prompter(maker.build_tokenizer(maker.words_of(world, random.Random(0))), maker.PROMPT)
+    return Prompter(maker.tokenizer_for(world, 0), maker.PROMPT)
 
 
 @pytest.fixture(scope="module")

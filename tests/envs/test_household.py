@@ -17,17 +17,15 @@ from miniact import UserError
 from miniact.envs.household import (
     _FITS,
     _HELD_OUT,
-    _TREATMENTS,
     COPIES,
-    LAMP,
     NOTHING,
     OPENABLE,
     TASK_TYPES,
     Household,
     _choices,
-    _kind,
     _rooms,
 )
+from miniact.envs.household_facts import LAMP, TREATMENTS, kind_of
 
 SPLITS = Household.splits
 task_ids = st.builds(
@@ -84,7 +82,7 @@ def test_sizes():
     assert len(places) + len(objects) < 90
     for task_id in Household().tasks("train", 300, 0):
         things = [name for held in started(task_id)._holds.values() for name in held]
-        assert 6 <= sum(_kind(name) != LAMP for name in things) <= 9
+        assert 6 <= sum(kind_of(name) != LAMP for name in things) <= 9
         assert len(set(things)) == len(things) and set(things) <= objects
 
 
@@ -192,7 +190,7 @@ def applies(env: Household, action: str) -> bool:
     what = " ".join(words[1:3])
 
     def reachable(place: str) -> bool:
-        return place == at and (_kind(place) not in OPENABLE or place in env._open)
+        return place == at and (kind_of(place) not in OPENABLE or place in env._open)
 
     def visible(thing: str) -> bool:
         return any(thing in held for place, held in env._holds.items() if reachable(place))
@@ -203,28 +201,28 @@ def applies(env: Household, action: str) -> bool:
         case "go":
             return name in env._places and name != at
         case "open":
-            return name == at and _kind(name) in OPENABLE and name not in env._open
+            return name == at and kind_of(name) in OPENABLE and name not in env._open
         case "close":
             return name == at and name in env._open
         case "examine":
             return name in (at, hand) or visible(name)
         case "use":
-            return _kind(name) == LAMP and visible(name)
+            return kind_of(name) == LAMP and visible(name)
         case "take":
             inside = reachable(name) and what in env._holds[name]
-            return hand is None and inside and _kind(what) != LAMP
+            return hand is None and inside and kind_of(what) != LAMP
         case "move":
-            return what == hand and reachable(name) and _kind(name) in _FITS[_kind(what)]
-    treatment = _TREATMENTS[words[0]]
-    right = name == at and _kind(name) == treatment.tool
-    return what == hand and right and _kind(what) in treatment.objects
+            return what == hand and reachable(name) and kind_of(name) in _FITS[kind_of(what)]
+    treatment = TREATMENTS[words[0]]
+    right = name == at and kind_of(name) == treatment.tool
+    return what == hand and right and kind_of(what) in treatment.objects
 
 
 def grammar(env: Household) -> list[str]:
     """Every command of the language over the names of this world, and over some others."""
     names = [*env._places, *env._marks, "cabinet 9", "apple 9", f"{LAMP} 2"]
     alone = [f"{verb} {x}" for verb in ("go to", "open", "close", "examine", "use") for x in names]
-    joined = [("take", "from"), ("move", "to"), *((verb, "with") for verb in _TREATMENTS)]
+    joined = [("take", "from"), ("move", "to"), *((verb, "with") for verb in TREATMENTS)]
     pairs = [f"{v} {x} {prep} {y}" for v, prep in joined for x, y in permutations(names, 2)]
     return ["look", "inventory", *alone, *pairs]
 
@@ -342,16 +340,16 @@ def test_it_is_solved_by_what_the_task_says(task):
         assert ("put two" in text) == (task == "pick_two")
         finish(env)
         if task == "look_at_light":
-            assert target == LAMP and _kind(env._hand) == thing
+            assert target == LAMP and kind_of(env._hand) == thing
             assert env._lit and f"{LAMP} 1" in env._holds[env._at]
         else:
-            assert _kind(env._at) == target
-            there = [name for name in env._holds[env._at] if _kind(name) == thing]
+            assert kind_of(env._at) == target
+            there = [name for name in env._holds[env._at] if kind_of(name) == thing]
             right = [name for name in there if not adjective or adjective in env._marks[name]]
             assert len(right) == (2 if task == "pick_two" else 1)
 
 
-@pytest.mark.parametrize("task", _TREATMENTS)
+@pytest.mark.parametrize("task", TREATMENTS)
 def test_an_untreated_object_does_not_win(task):
     for task_id in of_type(task):
         env = started(task_id)
@@ -363,7 +361,7 @@ def test_an_untreated_object_does_not_win(task):
         turn = env.step(f"move {held} to {target}")
         assert turn.applied and not turn.done
         finish(env)  # it takes the object out again, and treats it
-        assert _TREATMENTS[task].mark in env._marks[held]
+        assert TREATMENTS[task].mark in env._marks[held]
 
 
 @pytest.mark.parametrize("task, undo", [("heat", "cool"), ("cool", "heat")])
@@ -371,7 +369,7 @@ def test_a_treatment_can_be_undone(task, undo):
     env = started(of_type(task)[0])
     while not (env._hand and env._ready(env._hand)):
         env.step(env.expert_action())
-    tool = f"{_TREATMENTS[undo].tool} 1"
+    tool = f"{TREATMENTS[undo].tool} 1"
     env.step(f"go to {tool}")
     env.step(f"{undo} {env._hand} with {tool}")
     assert not env._ready(env._hand)
@@ -434,7 +432,7 @@ def test_what_is_hidden_is_never_named(task_id, seed):
         action = rng.choice([rng.choice(env.admissible()), env.expert_action()])
         turn = env.step(action)
         verb, place = action.split()[0], " ".join(action.split()[-2:])
-        if verb == "open" or (verb == "go" and _kind(place) not in OPENABLE):
+        if verb == "open" or (verb == "go" and kind_of(place) not in OPENABLE):
             uncovered.add(place)
 
 
@@ -456,7 +454,7 @@ def test_the_expert_knows_only_what_was_shown(task_id, seed, n):
 
 def test_a_closed_container_shows_nothing():
     env = started("train/heat/000000")
-    drawer = next(place for place in env._places if _kind(place) in OPENABLE)
+    drawer = next(place for place in env._places if kind_of(place) in OPENABLE)
     inside = env.step(f"go to {drawer}").observation
     assert inside == f"You arrive at {drawer}. The {drawer} is closed."
     opened = env.step(f"open {drawer}").observation
@@ -488,7 +486,7 @@ def test_the_expert_looks_in_likely_places_first():
     for task_id in Household().tasks("train", 300, seed=5):
         env = started(task_id)
         thing, target = env._goal
-        order = [_kind(place) for place in env._places]
+        order = [kind_of(place) for place in env._places]
         likely = [kind for kind in _FITS[thing] if kind in order and kind != target]
         place = env._places[order.index(likely[0])]
         assert env.expert_action() == f"go to {place}"
@@ -517,16 +515,16 @@ HAND = "hand 0"  # where an object is while it is carried
 def shortest(env: Household) -> int:
     """The length of a shortest plan, by breadth-first search over what matters to the goal."""
     goal, task = env._goal, env._task
-    treatment = _TREATMENTS.get(task)
+    treatment = TREATMENTS.get(task)
     where = tuple(
-        p for p, held in env._holds.items() for name in held if _kind(name) == goal.object
+        p for p, held in env._holds.items() for name in held if kind_of(name) == goal.object
     )
     lamp_at = next((p for p, held in env._holds.items() if f"{LAMP} 1" in held), None)
 
     def solved(at, shut, where, treated, lit) -> bool:
         if task == "look_at_light":
             return lit and at == lamp_at and HAND in where
-        right = [p for p, ok in zip(where, treated) if ok and _kind(p) == goal.target]
+        right = [p for p, ok in zip(where, treated) if ok and kind_of(p) == goal.target]
         return any(right.count(p) >= env._needed for p in right)
 
     def successors(at, shut, where, treated, lit):
@@ -537,15 +535,15 @@ def shortest(env: Household) -> int:
             if at not in shut and at == place and HAND not in where:
                 yield at, shut, (*where[:i], HAND, *where[i + 1 :]), treated, lit
             if place == HAND:
-                if at not in shut and _kind(at) in _FITS[goal.object]:
+                if at not in shut and kind_of(at) in _FITS[goal.object]:
                     yield at, shut, (*where[:i], at, *where[i + 1 :]), treated, lit
-                if treatment and _kind(at) == treatment.tool:
+                if treatment and kind_of(at) == treatment.tool:
                     yield at, shut, where, (*treated[:i], True, *treated[i + 1 :]), lit
         if at == lamp_at:
             yield at, shut, where, treated, True
 
-    useful = {place for place in env._places if place in where or _kind(place) == goal.target}
-    shut = frozenset(place for place in useful if _kind(place) in OPENABLE)
+    useful = {place for place in env._places if place in where or kind_of(place) == goal.target}
+    shut = frozenset(place for place in useful if kind_of(place) in OPENABLE)
     layer = {("nowhere 0", shut, where, (treatment is None,) * len(where), False)}
     found = set(layer)
     for n in range(30):
