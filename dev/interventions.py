@@ -23,6 +23,7 @@ from miniact.evaluation.evaluate import HeldOut, judgement_accuracy
 from miniact.evaluation.rates import percent
 from miniact.method.pairs import questions, read_pairs
 from miniact.method.prompts import Prompter
+from miniact.runs.folder import number_of
 from miniact.runs.progress import Bar
 
 KINDS = {"none": "free", "remove": "removed", "wrong": "wrong"}
@@ -37,7 +38,7 @@ def measured(run: Path, asked_most: int, console: Console) -> dict[str, dict[str
     evaluation = replace(config.eval, judge_thinking=True, pairs=asked_most)
     seed = config.seed_for("eval")
     asked = HeldOut.draw((), (), questions(pairs, config.pairs.choices), evaluation, seed).questions
-    adapters = sorted(run.glob("stages/*/adapter"), key=lambda p: int(p.parent.name.split("-")[0]))
+    adapters = sorted(run.glob("stages/*/adapter"), key=lambda p: number_of(p.parent.name))
     results: dict[str, dict[str, float]] = {}
     with Bar(console, str(run)) as bar:
         bar.start((1 + len(adapters)) * len(KINDS))

@@ -13,11 +13,10 @@ themselves, until their form is lost (LAB.md).
 from __future__ import annotations
 
 from miniact.data.trajectories import shuffled
+from miniact.method.pairs import SAMPLED_AT_ONCE
 from miniact.method.stage import Stage, imitate
 from miniact.runs.files import read_objects, write_jsonl
 from miniact.types import State
-
-SAMPLED_AT_ONCE = 256  # states per call of the sampler
 
 
 def run(stage: Stage) -> None:
@@ -47,7 +46,7 @@ def own_thoughts(stage: Stage) -> dict[str, str]:
         return dict(read_objects(file, lambda row: (row["state"], row["thought"])))
     config, thoughts = stage.config, {}
     n, used = len(stage.states), config.steps * config.batch
-    chosen = dict.fromkeys(i for i in shuffled(n, 0, used, stage.seed))
+    chosen = dict.fromkeys(shuffled(n, 0, used, stage.seed))
     states: list[State] = [stage.states[i][0] for i in chosen]
     for at in range(0, len(states), SAMPLED_AT_ONCE):
         batch = states[at : at + SAMPLED_AT_ONCE]

@@ -40,6 +40,11 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     return installed
 
 
+def number_of(stage: str) -> int:
+    """'10-rl' → 10: the order of stages is that of their numbers, not of their names."""
+    return int(stage.partition("-")[0])
+
+
 @contextlib.contextmanager
 def explain_full_disk(folder: Path) -> Iterator[None]:
     try:

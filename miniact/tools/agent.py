@@ -32,6 +32,7 @@ from miniact.data.trajectories import from_row
 from miniact.experiments.settle import open_prompter
 from miniact.method.pairs import state_from
 from miniact.method.prompts import Prompter
+from miniact.runs.folder import number_of
 from miniact.tools.export import KEPT
 from miniact.types import State
 
@@ -125,7 +126,7 @@ def _last_adapter(run: Path) -> Path:
     stages = [path for path in run.glob("stages/*/adapter") if path.is_dir()]
     if not stages:
         raise UserError(f"{run}: no stage is trained yet; miniact run --resume {run}")
-    return max(stages, key=lambda path: int(path.parent.name.partition("-")[0]))
+    return max(stages, key=lambda path: number_of(path.parent.name))
 
 
 # ---- states ------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from miniact.experiments.table import print_comparison
 from miniact.method.pairs import read_pairs
 from miniact.method.prompts import Prompter
 from miniact.runs.files import read_json, read_jsonl
+from miniact.runs.folder import number_of
 from miniact.tools.thoughts import show_thoughts
 from miniact.types import Question
 
@@ -31,7 +32,7 @@ def _entry(
 
     Without a number it is the first that shows something: see `_tells`.
     """
-    in_order = sorted(stages, key=lambda name: int(name.partition("-")[0]))  # 10-rl after 2-act
+    in_order = sorted(stages, key=number_of)
     written = {name: stages[name] for name in in_order if stages[name].stat().st_size}
     if stage is None and written:
         stage = list(written)[-1]

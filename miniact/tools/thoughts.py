@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from miniact import UserError
 from miniact.evaluation.rates import percent
+from miniact.experiments.columns import print_columns
 from miniact.runs.files import read_json, read_jsonl
+from miniact.runs.folder import number_of
 
 WHO = {"act": "before it acts (all episodes)", "judge": "before it chooses (held-out questions)"}
 
@@ -20,13 +21,13 @@ def show_thoughts(folder: Path, number: int | None, console: Console) -> None:
     """Print the table of kinds, and one held-out question with each stage's reasoning."""
     stages = sorted(
         (file.parent for file in folder.glob("stages/*/eval.json")),
-        key=lambda path: (int(path.name.partition("-")[0]), path.name),
+        key=lambda path: (number_of(path.name), path.name),
     )
     measured = {stage.name: read_json(stage / "eval.json").get("thoughts", {}) for stage in stages}
     for who, when in WHO.items():
         columns = {name: thoughts[who] for name, thoughts in measured.items() if who in thoughts}
         if columns:
-            console.print(kinds_table(columns, when))
+            print_kinds(columns, when, console)
             console.print()
     judged = {s.name: _rows(s / "judgements.jsonl") for s in stages}
     judged = {name: rows for name, rows in judged.items() if rows}
@@ -40,25 +41,23 @@ def show_thoughts(folder: Path, number: int | None, console: Console) -> None:
     _show_question(judged, number, questions, console)
 
 
-def kinds_table(columns: dict[str, dict[str, Any]], when: str) -> Table:
+def print_kinds(columns: dict[str, dict[str, Any]], when: str, console: Console) -> None:
     """A column a stage. Of each kind of sentence its share, and behind it how many are true, %."""
-    table = Table(title=f"thoughts {when}, %", title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    thoughts = list(columns.values())
-    table.add_row("true", *(_share(t["true"]["value"]) for t in thoughts))
-    table.add_row("answer follows", *(_share(t["follows"]["value"]) for t in thoughts))
-    table.add_row("sentences", *(f"{t['sentences']:.1f}" for t in thoughts))
-    kinds = dict.fromkeys(kind for t in thoughts for kind in t["kinds"])
-    for kind in kinds:
-        cells = (t["kinds"].get(kind) for t in thoughts)
-        shown = (
-            "–" if c is None else f"{_share(c['share'])}  {_share(c['true']['value']):>3}"
-            for c in cells
-        )
-        table.add_row(f"  {kind}: share, true", *shown)
-    return table
+    kinds = dict.fromkeys(kind for t in columns.values() for kind in t["kinds"])
+    labels = ["true", "answer follows", "sentences", *(f"  {k}: share, true" for k in kinds)]
+    cells = {
+        name: [
+            *(_share(t["true"]["value"]), _share(t["follows"]["value"]), f"{t['sentences']:.1f}"),
+            *(_kind_cell(t["kinds"].get(kind)) for kind in kinds),
+        ]
+        for name, t in columns.items()
+    }
+    console.print(f"thoughts {when}, %", highlight=False)
+    print_columns(console, "", labels, cells)
+
+
+def _kind_cell(of_kind: dict[str, Any] | None) -> str:
+    return f"{_share(of_kind['share'])}  {_share(of_kind['true']['value']):>3}" if of_kind else "–"
 
 
 def _share(value: float | None) -> str:
