@@ -805,6 +805,8 @@ def test_light_and_dark(chromium, run_folder):
     page.media(dark=True)
     dark = page.colour("body", "backgroundColor")
     assert light == "rgb(255, 255, 255)" and dark != light
+    # the label follows the browser's event, which comes some time after the colour
+    page.wait("return document.getElementById('theme').textContent === 'Light'")
     assert page.text("#theme") == "Light"
     page.find("#theme")[0].click()
     assert page.colour("body", "backgroundColor") == light and page.text("#theme") == "Dark"
