@@ -2,16 +2,22 @@
 
     python dev/make_notebooks.py            all of them
     python dev/make_notebooks.py 01 10      these
+    python dev/make_notebooks.py --words    only prose or the address has changed: nothing is run
 
 Needs jupytext, nbclient, nbformat and ipykernel (pip install -e ".[dev]"). Each tutorial is run
 from top to bottom in a fresh kernel, with one thread and a fixed hash seed, so that running it
 again gives the same file (but for the memory that 10 measures). No clock, no path of this machine
 and no half notebook is ever written.
+
+A notebook begins with a cell that finds the plots and, as soon as pyproject.toml names the
+repository, with a badge that opens it in Colab, where that cell fetches the package too. The code
+under "## Solution" is folded.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +28,8 @@ from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-TUTORIALS = Path(__file__).resolve().parent.parent / "tutorials"
+ROOT = Path(__file__).resolve().parent.parent
+TUTORIALS = ROOT / "tutorials"
 NOTEBOOKS = TUTORIALS / "notebooks"
 TIMEOUT = 1800  # seconds a cell; the machine may be busy
 INLINE = "module://matplotlib_inline.backend_inline"
@@ -32,18 +39,63 @@ KERNEL = {  # the environment of every kernel
     "PYTHONHASHSEED": "0",
     "HF_HUB_OFFLINE": "1",
     "COLUMNS": "100",
+    "PYTHONPATH": os.pathsep.join([str(TUTORIALS), os.environ.get("PYTHONPATH", "")]),
 }
+
+COLAB = "https://colab.research.google.com"
+FIND = """\
+# aside/ holds the plots of these pages, out of a reader's way
+import sys
+
+sys.path.append("..")"""
+FETCH = """\
+# Fetch what this page needs where it is missing, as in Colab; in a checkout only aside/ is found
+import importlib.util
+import sys
+
+if importlib.util.find_spec("miniact") is None:
+    !git clone -q --depth 1 {repository} miniact-source
+    %pip install -q "./miniact-source{extra}"
+    sys.path.append("miniact-source/tutorials")
+sys.path.append("..")"""
+EXTRAS = {"09": "[mlx]"}
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # by Colab, by JupyterLab
+
+
+def repository() -> str | None:
+    """The address of the project as pyproject.toml has it: the only place that names it."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    match = re.search(r'^Repository = "(https://github\.com/[\w.-]+/[\w.-]+)"$', text, re.MULTILINE)
+    return match and match[1]
+
+
+def head(tutorial: Path, address: str | None) -> list[tuple[str, str]]:
+    """(kind, source) of the cells that a notebook has before those of its tutorial."""
+    if address is None:
+        return [("code", FIND)]
+    there = (
+        f"{address.removeprefix('https://')}/blob/main/tutorials/notebooks/{tutorial.stem}.ipynb"
+    )
+    link = f"{COLAB}/{there.replace('.com', '', 1)}"  # github/OWNER/NAME/blob/…
+    badge = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({link})"
+    extra = EXTRAS.get(tutorial.name[:2], "")
+    return [("markdown", badge), ("code", FETCH.format(repository=address, extra=extra))]
 
 
 def convert(tutorial: Path) -> nbformat.NotebookNode:
     """The cells of a tutorial as a notebook, not run yet. Cells are numbered, not named."""
     notebook = jupytext.read(tutorial, fmt="py:percent")
+    new = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}
+    notebook.cells[:0] = [new[kind](source) for kind, source in head(tutorial, repository())]
     notebook.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python"},
     }
+    solution = False
     for number, cell in enumerate(notebook.cells):
-        cell.id, cell.metadata = f"cell-{number:02d}", {}
+        solution = solution or cell.source.startswith("## Solution")
+        folded = solution and cell.cell_type == "code"
+        cell.id, cell.metadata = f"cell-{number:02d}", FOLDED if folded else {}
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook
 
@@ -77,6 +129,19 @@ def run(notebook: nbformat.NotebookNode) -> None:
     }
 
 
+def keep(notebook: nbformat.NotebookNode, file: Path) -> bool:
+    """Take the outputs over from the notebook that is there. False if its code is another."""
+    old = nbformat.read(file, as_version=4) if file.is_file() else nbformat.v4.new_notebook()
+    ours, theirs = ([c for c in n.cells if c.cell_type == "code"] for n in (notebook, old))
+    at = len(theirs) - len(ours) + 1  # the first is that of the head
+    if at < 0 or [c.source for c in ours[1:]] != [c.source for c in theirs[at:]]:
+        return False
+    for number, cell in enumerate(ours):
+        cell.execution_count = number + 1
+        cell.outputs = theirs[at + number - 1].outputs if number else []
+    return True
+
+
 def is_kept(output: nbformat.NotebookNode) -> bool:
     return output.get("name") == "stdout" or "image/png" in output.get("data", {})
 
@@ -89,7 +154,8 @@ def write(notebook: nbformat.NotebookNode, file: Path) -> None:
     part.replace(file)
 
 
-def main(numbers: list[str]) -> int:
+def main(arguments: list[str]) -> int:
+    words, numbers = "--words" in arguments, [a for a in arguments if a != "--words"]
     tutorials = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
     unknown = set(numbers) - {t.name[:2] for t in tutorials}
     if unknown:
@@ -101,8 +167,13 @@ def main(numbers: list[str]) -> int:
         if numbers and tutorial.name[:2] not in numbers:
             continue
         notebook, file = convert(tutorial), NOTEBOOKS / f"{tutorial.stem}.ipynb"
+        if words and not keep(notebook, file):
+            failed += 1
+            print(f"{tutorial.name}: its code has changed; run it: without --words")
+            continue
         try:
-            run(notebook)
+            if not words:
+                run(notebook)
         except CellExecutionError as error:
             failed += 1
             print(f"{tutorial.name}: {error.ename}: {error.evalue}; not written", file=sys.stderr)

@@ -239,7 +239,13 @@ figure.tight_layout()
 # %%
 one_right = np.array([1.0] + [0.0] * (G - 1))
 factor = advantages(one_right)[0] / advantages(one_right, scale=False)[0]
-# solution: 1 / (std + ε), where std² = G/(G−1) · p(1−p) and p = 1/G
+
+# %% [markdown]
+# ## Solution
+#
+# 1 / (std + ε), where std² = G/(G−1) · p(1−p) and p = 1/G.
+
+# %%
 p = 1 / G
 assert np.isclose(factor, 1 / (np.sqrt(G / (G - 1) * p * (1 - p)) + 1e-4))
 print(f"factor {factor:.2f}: rare successes speak louder")

@@ -453,8 +453,12 @@ for split in env.splits:
 # Write an agent that solves every task it was trained on and has learned nothing. What does its success
 # on "train" say, and what do "id" and "ood"?
 
+# %% [markdown]
+# ## Solution
+#
+# A table of everything the expert did; where the table has no entry, look around.
+
 # %%
-# solution: a table of everything the expert did; where the table has no entry, look around
 memory = {
     (t.task, t.state(i).history, step.observation): step.action
     for t in played["train"]

@@ -471,8 +471,12 @@ assert gap[0] > 0 and abs(gap[-10:].mean()) < 0.02
 # and stay bfloat16.) Work it out; `miniact plan` must agree. Then:
 # which part of the QLoRA sum is the largest, and would rank 64 still fit under 24 GB?
 
+# %% [markdown]
+# ## Solution
+#
+# Full training: 4 bytes a weight, 4 for its gradient, 4 for each of two moments.
+
 # %%
-# solution: full training: 4 bytes a weight, 4 for its gradient, 4 for each of two moments
 full_by_hand = big.parameters * (4 + 4 + 2 * 4)
 
 

@@ -453,8 +453,12 @@ assert np.mean(short) > 0.9
 # model's probabilities, by the formula at the top, then measure it. (Each sample carries its own
 # log-probability.)
 
+# %% [markdown]
+# ## Solution
+#
+# Sum over the actions that come up in many samples; those that never came up have a small rest.
+
 # %%
-# solution: sum over the actions that come up in many samples; those that never came up have a small rest
 state, expert_action = batch[2]
 (many,) = policy.sample(
     [prompter.action(state).tokens], n=1024, max_tokens=CONFIG.max_tokens, temperature=1.0, seed=7

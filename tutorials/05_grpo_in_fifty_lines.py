@@ -501,10 +501,13 @@ assert wrong[0] > wrong[-1] and right[-1] > right[0]
 # p is best? And how many answers does a prompt with p = 1 % need to be live half of the time? Work
 # it out, then compare with the first step of the table.
 
+# %% [markdown]
+# ## Solution
+#
+# A group is dead if all are wrong, (1 − p)^G, or all are right, p^G.
+
+
 # %%
-# solution: a group is dead if all are wrong, (1 − p)^G, or all are right, p^G
-
-
 def live_share(p, G):
     return 1 - p**G - (1 - p) ** G
 

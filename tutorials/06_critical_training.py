@@ -378,7 +378,13 @@ class AlwaysFirst:
 
 
 fooled = judgement_accuracy(AlwaysFirst(), prompter, heldout, config.eval, SEED)
-# solution: right exactly when the expert's action stands first
+
+# %% [markdown]
+# ## Solution
+#
+# Right exactly when the expert's action stands first.
+
+# %%
 expected = {
     "accuracy": 0.5,
     "valid": 1.0,

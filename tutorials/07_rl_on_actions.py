@@ -474,9 +474,13 @@ for axis in axes[:2]:
 # prompt is computed once, P + G·C, and which if it is computed for every answer, G·(P + C)? Which of
 # the two can never be the smaller, and why?
 
+# %% [markdown]
+# ## Solution
+#
+# The two prices differ by the factor G·(P + C) / (P + G·C), which grows with G, so going from the
+# second price to the first can only move the best G up.
+
 # %%
-# solution: the two prices differ by the factor G·(P + C) / (P + G·C), which grows with G, so going
-# from the second price to the first can only move the best G up
 P = np.mean([len(prompt) for prompt in prompts])
 C = np.mean([len(prompter.reply_tokens(expert)) for _, expert in heldout])
 G = np.arange(2, N + 1)

@@ -221,8 +221,12 @@ assert after["low"] > before["high"]
 # (Tutorial 02 has it in full; for large n its half-width is about $1.96\sqrt{\hat p(1-\hat p)/n}$, where
 # $\hat p$ is the share measured.)
 
+# %% [markdown]
+# ## Solution
+#
+# The half-width of the interval falls like 1/√n; look for the first n.
+
 # %%
-# solution: the half-width of the interval falls like 1/√n; look for the first n
 n = next(n for n in range(2, 2000, 2) if np.ptp(wilson(n / 2, n)) / 2 <= 0.05)
 assert np.isclose(n, 0.25 * (1.96 / 0.05) ** 2, rtol=0.02)
 print(f"n = {n}; this page had {after['n']}")

@@ -480,7 +480,12 @@ def first_step(bias_correction):
     return abs(after["w"].item())
 
 
-# solution: with it m̂/√v̂ = ±1, so the step is the learning rate; without it (1 − β₁)/√(1 − β₂) of it
+# %% [markdown]
+# ## Solution
+#
+# With it m̂/√v̂ = ±1, so the step is the learning rate; without it (1 − β₁)/√(1 − β₂) of it.
+
+# %%
 factor = first_step(False) / first_step(True)
 assert np.isclose(factor, (1 - 0.9) / np.sqrt(1 - 0.999), rtol=1e-3)
 print(f"{factor:.2f} times as far, in the first step of every stage")

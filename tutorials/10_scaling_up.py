@@ -464,7 +464,12 @@ def peak(P, C=512):
     return memory(qwen, tight, Work("act", 1, 1, P, G, C, True), gpu).peak
 
 
-# solution: halve the interval in which the answer lies, then take the slope apart
+# %% [markdown]
+# ## Solution
+#
+# Halve the interval in which the answer lies, then take the slope apart.
+
+# %%
 low, high = 16, 100_000
 while high - low > 1:
     middle = (low + high) // 2

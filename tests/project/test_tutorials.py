@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jupytext
+import make_notebooks
 import nbformat
 import pytest
 
@@ -97,13 +98,20 @@ def test_has_every_part(tutorial):
     assert "**The question.**" in prose.split("\n## ")[0]
     assert re.search(r"\$[^$]+\$", prose), "an equation"
     assert "assert " in code
-    assert "plt." in code
     assert "**What you should see.**" in prose
-    _, heading, exercise = prose.rpartition("## Exercise\n")
-    assert heading and exercise.strip(), "an exercise"
-    assert "# solution" in code
-    solution = code[code.index("# solution") :]
-    assert "assert " in solution, "the solution is checked"
+    assert prose.count("## Exercise\n") == 1 == prose.count("## Solution\n")
+    *_, exercise, solution = re.split("^## (?:Exercise|Solution)\n", prose, flags=re.MULTILINE)
+    assert exercise.strip() and solution.strip() and "\n## " not in solution
+
+
+@each
+def test_the_solution_stands_at_the_end_in_cells_of_its_own(tutorial):
+    cells = jupytext.read(tutorial, fmt="py:percent").cells
+    (at,) = [i for i, c in enumerate(cells) if c.source.startswith("## Solution\n")]
+    assert any("## Exercise\n" in c.source for c in cells[:at])
+    after = [c.source for c in cells[at:] if c.cell_type == "code"]
+    assert any("assert " in source for source in after), "the solution is checked"
+    assert not [c for c in cells[:at] if c.cell_type == "code" and "solution" in c.source]
 
 
 @each
@@ -118,8 +126,50 @@ def test_imports_public_names_only(tutorial):
 def test_notebook_is_the_tutorial(tutorial):
     """Remedy: python dev/make_notebooks.py NN"""
     ours = jupytext.read(tutorial, fmt="py:percent").cells
-    theirs = notebook_of(tutorial).cells
-    assert [(c.cell_type, c.source) for c in theirs] == [(c.cell_type, c.source) for c in ours]
+    theirs = [(c.cell_type, c.source) for c in notebook_of(tutorial).cells]
+    head = make_notebooks.head(tutorial, make_notebooks.repository())
+    assert theirs == head + [(c.cell_type, c.source) for c in ours]
+
+
+ADDRESS = "https://github.com/someone/some.name"
+
+
+def test_with_an_address_a_notebook_opens_in_colab_and_fetches_what_is_missing():
+    (_, badge), (kind, fetch) = make_notebooks.head(TUTORIALS[0], ADDRESS)
+    assert kind == "code" and f"git clone -q --depth 1 {ADDRESS} " in fetch
+    (link,) = re.findall(r"^\[!\[Open in Colab\]\(\S+?\)\]\((\S+)\)$", badge)
+    start, _, rest = link.partition("/github/someone/some.name/blob/main/")
+    assert start == "https://colab.research.google.com" and rest.endswith(".ipynb")
+    assert (FOLDER.parent / rest).is_file()
+
+
+def test_the_install_cell_does_nothing_where_the_package_is(tmp_path):
+    """Run as Python, each shell line an error: none may be reached."""
+    for tutorial in TUTORIALS:
+        source = make_notebooks.head(tutorial, ADDRESS)[-1][1]
+        code = re.sub(r"^( *)[!%].*$", r"\1raise SystemExit('reached')", source, flags=re.MULTILINE)
+        assert code.count("reached") == 2
+        exec(code + "\nsys.path.remove('..')", {})
+
+
+def test_the_address_stands_in_pyproject_alone():
+    """Nowhere else, so that one line changes all badges."""
+    address = make_notebooks.repository()
+    pages = [*FOLDER.glob("*.py"), FOLDER / "README.md", *(FOLDER.parent / "dev").glob("*.py")]
+    for page in pages if address else []:
+        assert address not in page.read_text(encoding="utf-8"), page.name
+
+
+def test_words_alone_keep_the_outputs_and_other_code_does_not():
+    tutorial = TUTORIALS[0]
+    file = FOLDER / "notebooks" / f"{tutorial.stem}.ipynb"
+    notebook = make_notebooks.convert(tutorial)
+    notebook.cells[1].source += "\n\nOne sentence more."
+    assert make_notebooks.keep(notebook, file)
+    theirs = notebook_of(tutorial)
+    assert [c.get("outputs") for c in notebook.cells] == [c.get("outputs") for c in theirs.cells]
+    notebook.cells[-1].source += "\nprint('and more code')"
+    assert not make_notebooks.keep(notebook, file)
 
 
 @each
@@ -145,7 +195,10 @@ def test_notebook_is_small_and_repeats(tutorial):
     assert file.stat().st_size < NOTEBOOK_BYTES
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     assert [c.id for c in notebook.cells] == [f"cell-{n:02d}" for n in range(len(notebook.cells))]
-    assert not any(c.metadata for c in notebook.cells), "no times of execution"
+    (at,) = [i for i, c in enumerate(notebook.cells) if c.source.startswith("## Solution\n")]
+    for i, cell in enumerate(notebook.cells):  # folded from the solution on, and no times
+        folded = i > at and cell.cell_type == "code"
+        assert cell.metadata == (make_notebooks.FOLDED if folded else {})
 
 
 def test_no_notebook_without_its_tutorial():
