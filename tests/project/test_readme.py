@@ -48,6 +48,12 @@ def test_every_command_of_the_readme_is_understood(line):
         command.make_context(name, arguments, parent=parent)
 
 
+def test_it_is_short_and_its_code_fits_the_column_of_github():
+    assert TEXT.count("\n") <= 130 and len(TEXT.split()) <= 1350
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    assert max(len(line) for block in blocks for line in block.splitlines()) <= 97
+
+
 def test_the_tree_names_every_room():
     tree = re.search(r"^```\nminiact/\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
     named = re.findall(r"^  (\S+?)/? {2,}\S", tree[1], re.MULTILINE)
