@@ -2,6 +2,7 @@
 
     Request ──chunks──▶ each prompt passes once ──widen──▶ a row per answer ──decode──▶ Samples
 
+Of what begins like another prompt, of this call or an earlier one, only the rest passes (held.py).
 A chunk is as large as the memory for keys and values allows (`Room`). That changes no answer: every
 answer draws from a random stream of its own, so its tokens depend on the seed and on rounding, not
 on what else is sampled beside it.
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from miniact.backends.held import Held, Plan, whole
 from miniact.backends.memory import Budgets, until_it_fits
 from miniact.types import Sample
 
@@ -43,6 +45,7 @@ class Room:
     shared: bool  # the keys of a prompt lie there once, not once for each of its answers
     prefill: int  # most prompt tokens in one chunk; 0: any number, they pass in slices
     one_length: bool = False  # prompts of a chunk must be equally long
+    holds: bool = False  # keys may be held for what begins alike
 
     def bytes(self, B: int, P: int, n: int, C: int) -> int:
         """What n answers of C tokens to each of B prompts of P tokens take."""
@@ -90,17 +93,6 @@ def chunks(request: Request, room: Room, todo: Iterable[int]) -> Iterator[Chunk]
             share = (share + 1) // 2
         for first in range(0, n, share):
             yield part, range(first, min(first + share, n))
-
-
-def slices(lengths: Sequence[int], max_tokens: int) -> Iterator[slice]:
-    """Cut prompts into slices that, padded to their longest, hold at most max_tokens tokens."""
-    start, longest = 0, 0
-    for at, length in enumerate(lengths):
-        longest = max(longest, length)
-        if at > start and (at + 1 - start) * longest > max_tokens:
-            yield slice(start, at)
-            start, longest = at, length
-    yield slice(start, len(lengths))
 
 
 def uniforms(request: Request, chunk: Chunk) -> np.ndarray:
@@ -161,14 +153,13 @@ class Sampler(Protocol):
     tokenizer: Any
     ends: tuple[int, ...]  # tokens that end an answer
     budgets: Budgets
+    held: Held
 
     def room(self) -> Room:
         """The memory for it, as it is now."""
         ...
 
-    def sample_rows(
-        self, prompts: list[Sequence[int]], uniform_RC: np.ndarray, temperature: float
-    ) -> Drawn:
+    def sample_rows(self, plan: Plan, uniform_RC: np.ndarray, temperature: float) -> Drawn:
         """As many answers to each prompt as there are rows for it; prompt 0's come first."""
         ...
 
@@ -181,15 +172,20 @@ def sample(backend: Sampler, request: Request) -> list[list[Sample]]:
         todo = [i for i, samples in enumerate(out) if len(samples) < request.n]
         for i in todo:
             out[i] = []  # where memory ran out between two parts of a prompt's answers
-        for indices, answers in chunks(request, backend.room(), todo):
+        room = backend.room()
+        for part, answers in chunks(request, room, todo):
+            prompts = [request.prompts[i] for i in part]
+            size = room.bytes(len(part), len(prompts[-1]), len(answers), request.max_tokens)
+            plan = backend.held.plan(prompts, size, room.limit) if room.holds else whole(prompts)
+            indices = [part[i] for i in plan.order]
             uniform_RC = uniforms(request, (indices, answers))
-            prompts = [request.prompts[i] for i in indices]
-            drawn = backend.sample_rows(prompts, uniform_RC, request.temperature)
+            drawn = backend.sample_rows(plan, uniform_RC, request.temperature)
             samples = iter(to_samples(backend.tokenizer, backend.ends, drawn))
             for i in indices:
                 out[i] += [next(samples) for _ in answers]
 
     def less() -> None:
+        backend.held.drop()
         room, P = backend.room(), max(map(len, request.prompts))
         least = room.bytes(1, P, 1, request.max_tokens)
         most = room.bytes(len(out), P, request.n, request.max_tokens)

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from miniact import UserError
+from miniact.backends.held import Held
 from miniact.backends.memory import ran_out_of_memory
 from miniact.types import Array, Completion, Group, Sample, Tokens
 
@@ -38,6 +39,7 @@ class Checked(Protocol):
     has_adapter: bool  # or else all weights are trained
     fast_ways: tuple[str, ...]  # what it does to be fast, the fastest first
     ways: tuple[bool, ...]  # which of them are in use
+    held: Held  # keys of prompts that were sampled from
 
     def sample(self, *args: Any, **kwargs: Any) -> list[list[Sample]]: ...
 
@@ -72,11 +74,12 @@ def check(policy: Checked, key: Any) -> None:
     """Settle the ways of this model; once for each `key`. Raises UserError if none is right."""
     if key not in _known:
         ends, policy.ends = policy.ends, ()  # so that every answer is as long as it may be
+        least, policy.held.least = policy.held.least, 1  # so that these few tokens are held
         try:
             with policy.disturbed(seed=1):
                 _settle(policy)
         finally:
-            policy.ends = ends
+            policy.ends, policy.held.least = ends, least
         _known[key] = policy.ways
         cannot = [what for what, used in zip(policy.fast_ways, policy.ways) if not used]
         if cannot:
@@ -144,12 +147,13 @@ def _cannot(policy: Checked, done: str, error: Exception) -> UserError:
 
 
 def _sample(policy: Checked, prompts: list[tuple[int, ...]]) -> list[Group]:
-    samples = policy.sample(prompts, ANSWERS, NEW, 1.0, 0)
-    groups = [
-        Group(prompt, tuple(Completion(s.tokens) for s in answers))
-        for prompt, answers in zip(prompts, samples)
-    ]
-    _compare(policy, groups, [[np.array(s.logps) for s in answers] for answers in samples])
+    for seed in range(2):  # the second time from keys that were held
+        samples = policy.sample(prompts, ANSWERS, NEW, 1.0, seed)
+        groups = [
+            Group(prompt, tuple(Completion(s.tokens) for s in answers))
+            for prompt, answers in zip(prompts, samples)
+        ]
+        _compare(policy, groups, [[np.array(s.logps) for s in answers] for answers in samples])
     return groups
 
 

@@ -25,6 +25,7 @@ from miniact.backends.common import (
     model_folder,
     weight_file,
 )
+from miniact.backends.held import Held, Plan
 from miniact.backends.layout import (
     Layout,
     layouts,
@@ -71,7 +72,7 @@ class TorchPolicy:
         self.head = Head(self.causal_lm, frozen=config.adapter != "full")
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.reference: dict[str, torch.Tensor] = {}
-        self.budgets = Budgets(config, lambda: usable(self.device), lambda: release(self.device))
+        self.budgets, self.held = Budgets(config, lambda: usable(self.device), self._release), Held()
         self.ways = (can_share_prompts(self.causal_lm), True, True)
         self._checked = {"sampling", "training"}  # against the plain way, on first use
         self.reset_optimizer()
@@ -83,6 +84,10 @@ class TorchPolicy:
         options = (config.adapter, config.gradient_checkpointing, self.device, self.dtype)
         check(self, key=("torch", file, file.stat().st_mtime_ns, *options))
         self._checked = set()
+
+    def _release(self) -> None:
+        self.held.drop()
+        release(self.device)
 
     @property
     def ways(self) -> tuple[bool, ...]:
@@ -132,16 +137,20 @@ class TorchPolicy:
             shared=self.shares_prompts,
             prefill=0 if self.shares_prompts else self.budgets.prefill,
             one_length=not self.shares_prompts and not self.pads_prompts,
+            holds=self.shares_prompts,
         )
 
-    def sample_rows(
-        self, prompts: list[Sequence[int]], uniform_RC: np.ndarray, temperature: float
-    ) -> Drawn:
+    def sample_rows(self, plan: Plan, uniform_RC: np.ndarray, temperature: float) -> Drawn:
+        prompts, room = plan.prompts, self.room()
         n, max_tokens = len(uniform_RC) // len(prompts), uniform_RC.shape[1]
         keys: Keys = (WidenedKeys if self.keeps_keys else NoKeys)(self.body, prompts, n)
         if self.shares_prompts:
-            keys = SharedKeys(self.body, prompts, n, max_tokens, self.budgets.prefill)
-        tokens, logps = decode(Rows(self.head, temperature, keys), uniform_RC, self.ends)
+            keys = SharedKeys(self.body, plan, n, max_tokens, self.budgets.prefill)
+        rows = Rows(self.head, temperature, keys)
+        if isinstance(keys, SharedKeys):
+            size = room.token * sum(x.shape[0] * x.shape[2] for x, _ in keys.cache.prompt[:1])
+            self.held.keep(plan, list(keys.cache.prompt), size, room.limit)
+        tokens, logps = decode(rows, uniform_RC, self.ends)
         longest = max(range(len(tokens)), key=lambda row: len(tokens[row]))
         if self.shares_prompts and "sampling" not in self._checked and len(tokens[longest]) > 1:
             answer = Completion(tuple(tokens[longest]))  # one token says nothing of the cache
@@ -149,7 +158,7 @@ class TorchPolicy:
             plain = _joined(self._score([group], temperature or 1.0, shared=False))
             self._compare("sampling", np.asarray(logps[longest]), plain)
             if not self.shares_prompts:  # again, the other way
-                return self.sample_rows(prompts, uniform_RC, temperature)
+                return self.sample_rows(plan, uniform_RC, temperature)
         return tokens, logps
 
     @contextlib.contextmanager
@@ -216,6 +225,7 @@ class TorchPolicy:
         error = float(np.abs(shared - plain).mean())
         if not error <= self.tolerance:
             self.shares_prompts = False
+            self.held.drop()
             note = (
                 f"note: {self.family} cannot share a prompt between answers (log-probs differ by "
                 f"{error:.2g} on average); this is done the plain way, more slowly"
@@ -251,6 +261,7 @@ class TorchPolicy:
     def forward_backward(
         self, groups: Sequence[Group], loss: Loss, temperature: float = 1.0
     ) -> dict[str, float]:
+        self.held.drop()  # a step changes the weights, and this pass wants the memory
         earlier = {p: p.grad for p in self.trainable.values()}
         for parameter in earlier:  # set aside: a pass that fails must leave nothing in them
             parameter.grad = None
@@ -280,6 +291,7 @@ class TorchPolicy:
         return {name: float(value) for name, value in sums.items()}
 
     def optim_step(self, lr: float, max_grad_norm: float) -> float:
+        self.held.drop()
         norm = torch.nn.utils.clip_grad_norm_(self.trainable.values(), max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -320,16 +332,19 @@ class TorchPolicy:
 
     @torch.no_grad()
     def _assign(self, weights: dict[str, torch.Tensor]) -> None:
+        self.held.drop()
         for name, weight in weights.items():
             self.trainable[name].copy_(weight)
 
     def save_adapter(self, folder: Path) -> None:
+        self.held.drop()  # a run that goes on from here holds none either
         self.model.save_pretrained(folder, safe_serialization=True)
         if self.config.adapter == "full":
             self.tokenizer.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
     def load_adapter(self, folder: Path) -> None:
+        self.held.drop()
         full = self.config.adapter == "full"
         file = weight_file(folder, self.config.adapter)
         try:

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
-from miniact.backends.sampling import slices
-from miniact.backends.torch.attention import SharedCache, no_mask
+from miniact.backends.held import Plan
+from miniact.backends.torch.attention import no_mask
 from miniact.backends.torch.head import Head
+from miniact.backends.torch.keys import SharedCache
 
 
 class Rows:
@@ -59,15 +60,13 @@ def draw(
 
 
 class SharedKeys:
-    """Prompts right padded; their keys are stored once and never copied."""
+    """Prompts right padded; their keys are stored once. What they begin with may be held already."""
 
-    def __init__(
-        self, body: Any, prompts: Sequence[Any], n: int, max_tokens: int, prefill: int
-    ) -> None:
-        self.body, self.n, self.prompts, self.prefill_tokens = body, n, prompts, prefill
+    def __init__(self, body: Any, plan: Plan, n: int, max_tokens: int, prefill: int) -> None:
+        self.body, self.plan, self.n, self.prefill_tokens = body, plan, n, prefill
         self.device = next(body.parameters()).device
-        self.length_B = torch.tensor([len(p) for p in prompts], device=self.device)
-        self.cache = SharedCache(self.length_B, max_tokens)
+        self.length_B = torch.tensor([len(p) for p in plan.prompts], device=self.device)
+        self.cache = SharedCache(self.length_B, max_tokens, plan)
 
     def _run(self, token_RL: torch.Tensor, position_RL: torch.Tensor) -> torch.Tensor:
         return self.body(
@@ -79,20 +78,23 @@ class SharedKeys:
         ).last_hidden_state
 
     def prefill(self) -> torch.Tensor:
-        lengths = [len(p) for p in self.prompts]
-        last_BD = [self._prefill(rows) for rows in slices(lengths, self.prefill_tokens)]
+        last_BD = [self._prefill(rows) for rows in self.plan.parts(self.prefill_tokens)]
         self.cache.widen(self.n)
         self.position_R = self.length_B.repeat_interleave(self.n)
         return torch.cat(last_BD).repeat_interleave(self.n, 0)
 
     def _prefill(self, rows: slice) -> torch.Tensor:
-        """Pass a slice of the prompts; the hidden state after the last token of each."""
-        length_B, token_BP = self.length_B[rows], _right_padded(self.prompts[rows])
-        B, P = token_BP.shape
+        """Pass what is new of some prompts; the hidden state after the last token of each."""
+        stems = [stem.length for stem in self.plan.stems[rows]]
+        new = [p[length:] for p, length in zip(self.plan.prompts[rows], stems)]
+        token_BS, stem_B = _right_padded(new), torch.tensor(stems, device=self.device)
+        B, S = token_BS.shape
         self.cache.fill(rows)
-        position_BP = torch.arange(P, device=self.device).expand(B, P)
-        hidden_BPD = self._run(token_BP.to(self.device), position_BP)
-        return hidden_BPD[torch.arange(B, device=self.device), length_B - 1]
+        position_BS = stem_B[:, None] + torch.arange(S, device=self.device)
+        # of padding too it must be one that the model knows
+        position_BS = position_BS.minimum(self.length_B[rows, None] - 1)
+        hidden_BSD = self._run(token_BS.to(self.device), position_BS)
+        return hidden_BSD[torch.arange(B, device=self.device), self.length_B[rows] - stem_B - 1]
 
     def keep(self, row: torch.Tensor) -> None:
         self.cache.keep(row)
