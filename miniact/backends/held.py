@@ -69,10 +69,13 @@ def whole(prompts: Sequence[Sequence[int]]) -> Plan:
 
 
 class Held:
-    """What is held between calls. It never takes more than the memory for sampling."""
+    """What is held between calls. It never takes more than the memory for sampling.
 
-    def __init__(self) -> None:
-        self.least = LEAST
+    moves: a backend lets go of keys as it copies them, so that they are never there twice.
+    """
+
+    def __init__(self, moves: bool) -> None:
+        self.moves, self.least = moves, LEAST
         self.chunks: list[Chunk] = []  # the oldest first
 
     def drop(self) -> None:
@@ -85,9 +88,10 @@ class Held:
             stems, leaders = self._stems(texts)
             moved = self._moved(stems.values())
             rest = [chunk for chunk in self.chunks if chunk not in moved]
-            if not rest or size + sum(chunk.size for chunk in rest) <= room:
+            beside = rest if self.moves else self.chunks
+            if not beside or size + sum(chunk.size for chunk in beside) <= room:
                 break
-            self.chunks.remove(rest[0])  # and look again: a stem may have lain there
+            self.chunks.remove(beside[0])  # and look again: a stem may have lain there
         self.chunks = rest
 
         def new(i: int) -> tuple[bool, int]:
@@ -95,14 +99,18 @@ class Held:
 
         order = sorted(range(len(prompts)), key=new)
         row = {i: at for at, i in enumerate(order)}
-        placed = [s if s.chunk else Stem(s.length, None, row[s.row]) for s in map(stems.get, order)]
+        placed = [
+            s if s.chunk else Stem(s.length, None, row[s.row]) for s in (stems[i] for i in order)
+        ]
         chunk = Chunk([texts[i] for i in order], size)
         return Plan(order, [prompts[i] for i in order], placed, chunk, len(leaders), moved)
 
-    def keep(self, plan: Plan, keys: Any, size: float, room: float) -> None:
-        """Hold the keys of the chunk that was planned, if they fit beside the rest."""
-        # while answers are sampled, up to half of it is there once more: those still asked for
-        if plan.chunk.size + size / 2 + sum(chunk.size for chunk in self.chunks) <= room:
+    def keep(self, plan: Plan, keys: Any, size: float, room: float, twice: float) -> None:
+        """Hold the keys of the chunk that was planned, if they fit beside the rest.
+
+        twice: bytes of them that are there once more while answers are sampled.
+        """
+        if plan.chunk.size + twice + sum(chunk.size for chunk in self.chunks) <= room:
             plan.chunk.keys, plan.chunk.size = keys, size
             self.chunks.append(plan.chunk)
 

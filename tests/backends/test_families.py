@@ -178,7 +178,7 @@ def wrong(monkeypatch, where: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("where", "name", "ways"),
     [
-        ("attention.SharedCache", "attend", PADDED),
+        ("keys.SharedCache", "attend", PADDED),
         ("attention.PackedRow", "attend", PADDED),
     ],
 )

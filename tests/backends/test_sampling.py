@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from tiny_models import random_batch, write_model
 
 from miniact import UserError
+from miniact.backends.held import slices
 from miniact.backends.memory import ran_out_of_memory, until_it_fits
 from miniact.backends.protocol import load_policy
-from miniact.backends.sampling import Request, Room, chunks, slices, uniforms
+from miniact.backends.sampling import Request, Room, chunks, uniforms
 from miniact.config.sections import ModelConfig
 from miniact.method.losses import cross_entropy
 

@@ -23,6 +23,7 @@ import torch  # noqa: E402
 from random_model import random_weights, write_shape  # noqa: E402
 
 import miniact.backends.torch.policy as torch_policy  # noqa: E402
+from miniact.backends.held import whole  # noqa: E402
 from miniact.backends.protocol import load_policy  # noqa: E402
 from miniact.backends.torch.sample import SharedKeys  # noqa: E402
 from miniact.config.sections import ModelConfig  # noqa: E402
@@ -95,7 +96,8 @@ def _group(P: int, G: int, C: int, seed: int) -> Group:
 
 def _prefilled(policy: Any, log: fake_shapes.Log, prompts: list, n: int, C: int) -> Any:
     """A function that decodes one more token of n answers to each prompt."""
-    keys = SharedKeys(policy.causal_lm.get_decoder(), prompts, n, C, policy.budgets.prefill)
+    body, plan = policy.causal_lm.get_decoder(), whole(prompts)
+    keys = SharedKeys(body, plan, n, C, policy.budgets.prefill)
     log.number = len(prompts[0])  # the longest prompt
     widen = keys.cache.widen
 

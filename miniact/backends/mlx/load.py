@@ -220,3 +220,14 @@ def _checkpointed(kind: type) -> type:
         return y
 
     return type(kind.__name__, (kind,), {"__call__": call})
+
+
+def write_model_files(source: Path, folder: Path, dtype: str) -> None:
+    """What makes a folder of weights in this precision a Hugging Face model like `source`."""
+    config = json.loads((source / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    config |= {"dtype": dtype, **rope_at_top(config)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    generation = source / "generation_config.json"
+    if generation.is_file():
+        (folder / generation.name).write_text(generation.read_text())

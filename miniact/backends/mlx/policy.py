@@ -29,6 +29,7 @@ from miniact.backends.common import (
     model_folder,
     weight_file,
 )
+from miniact.backends.held import Held, Plan
 from miniact.backends.layout import (
     Layout,
     layouts,
@@ -39,10 +40,10 @@ from miniact.backends.layout import (
 )
 from miniact.backends.memory import Budgets, until_it_fits
 from miniact.backends.mlx.head import Head
-from miniact.backends.mlx.load import attach, load_base, pick_device
+from miniact.backends.mlx.load import attach, load_base, pick_device, write_model_files
 from miniact.backends.mlx.probe import usable
-from miniact.backends.mlx.sample import Caches, Rows, pick_rows
-from miniact.backends.models import ModelSource, end_tokens, load_tokenizer, rope_at_top
+from miniact.backends.mlx.sample import Caches, HeldKeys, Rows, pick_rows
+from miniact.backends.models import ModelSource, end_tokens, load_tokenizer
 from miniact.backends.sampling import (
     Drawn,
     Request,
@@ -73,7 +74,7 @@ class MLXPolicy:
         self.family, self.has_adapter = self.model.model_type, config.adapter != "full"
         self.body = self.model.model
         self.head = Head(self.model, frozen=config.adapter != "full")
-        self.budgets = Budgets(config, usable, mx.clear_cache)
+        self.budgets, self.held = Budgets(config, usable, self._release), Held(moves=False)
         self.caches = Caches(self.model)
         self.reference: dict[str, mx.array] = {}
         self.gradients: Any = None
@@ -83,6 +84,10 @@ class MLXPolicy:
         file = self.folder / "config.json"
         options = (config.adapter, config.gradient_checkpointing, str(mx.default_device()))
         check(self, key=("mlx", file, file.stat().st_mtime_ns, str(dtype), *options))
+
+    def _release(self) -> None:
+        self.held.drop()
+        mx.clear_cache()
 
     @property
     def ways(self) -> tuple[bool, ...]:
@@ -119,17 +124,20 @@ class MLXPolicy:
             shared=False,
             prefill=0 if pads else self.budgets.prefill,
             one_length=not pads,
+            holds=pads,
         )
 
-    def sample_rows(
-        self, prompts: list[Sequence[int]], uniform_RC: np.ndarray, temperature: float
-    ) -> Drawn:
-        n, most = len(uniform_RC) // len(prompts), self.budgets.prefill
-        pads = self.caches.pads_left
+    def sample_rows(self, plan: Plan, uniform_RC: np.ndarray, temperature: float) -> Drawn:
+        n, room = len(uniform_RC) // len(plan.prompts), self.room()
         hidden_BD, cache = (
-            self.caches.prefill_in_slices(prompts, most) if pads else self.caches.prefill(prompts)
+            self.caches.prefill_plan(plan, self.budgets.prefill)
+            if room.holds
+            else self.caches.prefill(plan.prompts)
         )
-        pick_rows(cache, [b for b in range(len(prompts)) for _ in range(n)])
+        if room.holds:
+            keys = HeldKeys.of(cache)
+            self.held.keep(plan, keys, keys.size, room.limit, twice=keys.size)
+        pick_rows(cache, [b for b in range(len(plan.prompts)) for _ in range(n)])
         hidden_RD = mx.repeat(hidden_BD, n, axis=0)
         rows = Rows(self.caches, self.head, temperature, cache, hidden_RD)
         return decode(rows, uniform_RC, self.ends)
@@ -203,6 +211,7 @@ class MLXPolicy:
     def forward_backward(
         self, groups: Sequence[Group], loss: Loss, temperature: float = 1.0
     ) -> dict[str, float]:
+        self.held.drop()  # a step changes the weights, and this pass wants the memory
         self.model.train()
         earlier = self.gradients
 
@@ -234,6 +243,7 @@ class MLXPolicy:
         return sums
 
     def optim_step(self, lr: float, max_grad_norm: float) -> float:
+        self.held.drop()
         if self.gradients is None:
             return 0.0
         each = [g.astype(mx.float32) for g in dict(tree_flatten(self.gradients)).values()]
@@ -263,6 +273,7 @@ class MLXPolicy:
         return dict(tree_flatten(self.model.trainable_parameters()))
 
     def _assign(self, weights: dict[str, mx.array]) -> None:
+        self.held.drop()
         self.model.update(tree_unflatten(list(weights.items())))
 
     def freeze_reference(self) -> None:
@@ -292,13 +303,16 @@ class MLXPolicy:
             self.gradients = None
 
     def save_adapter(self, folder: Path) -> None:
+        self.held.drop()  # a run that goes on from here holds none either
         folder.mkdir(parents=True, exist_ok=True)
         full = self.config.adapter == "full"
         file = folder / ("model.safetensors" if full else "adapter_model.safetensors")
         weights = {self._saved_name(n): w for n, w in self.trainable.items()}
         mx.save_safetensors(str(file), weights, metadata={"format": "pt"})
         if full:
-            self._save_model_files(folder)
+            dtype = str(self.body.embed_tokens.weight.dtype).rpartition(".")[2]
+            write_model_files(self.folder, folder, dtype)
+            self.tokenizer.save_pretrained(folder)
             return
         config = {
             "peft_type": "LORA",
@@ -316,18 +330,6 @@ class MLXPolicy:
 
     def _saved_name(self, name: str) -> str:
         return name if self.config.adapter == "full" else f"{PEFT}{name}.weight"
-
-    def _save_model_files(self, folder: Path) -> None:
-        """What makes a folder of weights a Hugging Face model."""
-        config = json.loads((self.folder / "config.json").read_text())
-        config.pop("torch_dtype", None)
-        dtype = str(self.body.embed_tokens.weight.dtype).rpartition(".")[2]
-        config |= {"dtype": dtype, **rope_at_top(config)}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        generation = self.folder / "generation_config.json"
-        if generation.is_file():
-            (folder / generation.name).write_text(generation.read_text())
-        self.tokenizer.save_pretrained(folder)
 
     def load_adapter(self, folder: Path) -> None:
         file = weight_file(folder, self.config.adapter)

@@ -7,6 +7,7 @@ the left, where the cache knows of it, and all answers start in one column.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -14,8 +15,8 @@ import numpy as np
 from mlx.utils import tree_map
 from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
 
+from miniact.backends.held import Plan, Stem
 from miniact.backends.mlx.head import Head
-from miniact.backends.sampling import slices
 
 
 class Caches:
@@ -38,20 +39,91 @@ class Caches:
                 layer.step = max(P, 32)  # by which it grows; 256, the default, wastes memory
         return self.body(token_BP, cache)[:, -1], cache
 
-    def prefill_in_slices(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int
-    ) -> tuple[mx.array, list[Any]]:
-        """The same, at most max_tokens at once, for caches that can be joined."""
+    def prefill_plan(self, plan: Plan, max_tokens: int) -> tuple[mx.array, list[Any]]:
+        """The same, at most max_tokens at once and each prompt from its stem on.
+
+        For caches that can be joined and that start where they are told to.
+        """
         hidden: list[mx.array] = []
         cache: list[Any] = []
-        for part in slices(list(map(len, prompts)), max_tokens):
-            hidden_BD, new = self.prefill(prompts[part])
+        for part in plan.parts(max_tokens):
+            here = HeldKeys.of(cache)
+            stems = [
+                (stem.chunk.keys if stem.chunk else here).stem(stem) if stem.length else []
+                for stem in plan.stems[part]
+            ]
+            hidden_BD, new = self._prefill(plan.prompts[part], stems)
             mx.eval(hidden_BD, [layer.state for layer in new])  # or MLX holds all slices at once
             hidden.append(hidden_BD)
             for layer, more in zip(cache, new):
                 layer.extend(more)
             cache = cache or new
+        for chunk in plan.moved:
+            chunk.keys = None
         return mx.concatenate(hidden), cache
+
+    def _prefill(
+        self, prompts: Sequence[Sequence[int]], stems: Sequence[Keys]
+    ) -> tuple[mx.array, list[Any]]:
+        """Prompts behind their stems; all pass as many of their last tokens as the one that is
+        longest without its stem, so that all end in one column."""
+        lengths = [stem[0][0].shape[2] if stem else 0 for stem in stems]
+        S = max(len(p) - length for p, length in zip(prompts, lengths))
+        P = max(map(len, prompts))
+        if S == P:
+            return self.prefill(prompts)
+        padding = [P - len(p) for p in prompts]
+        cache: list[Any] = [BatchKVCache(padding) for _ in self.body.layers]
+        like = next(stem for stem in stems if stem)
+        for at, layer in enumerate(cache):
+            zeros = [mx.zeros_like(x[:, :, :1]) for x in like[at]]
+            keys, values = (
+                mx.concatenate(
+                    [
+                        _ending_at(P - S, stem[at][which][:, :, : len(p) - S])
+                        if stem and len(p) > S
+                        else mx.repeat(zeros[which], P - S, axis=2)
+                        for p, stem in zip(prompts, stems)
+                    ]
+                )
+                for which in range(2)
+            )
+            layer.state = (keys, values, layer.offset + (P - S), layer.left_padding, P - S)
+            layer.step = max(S, 32)
+        token_BS = mx.array([[0] * (S - len(p)) + list(p[-S:]) for p in prompts])
+        return self.body(token_BS, cache)[:, -1], cache
+
+
+Keys = list[tuple[mx.array, mx.array]]  # per layer: keys and values, [rows, K, tokens, D]
+
+
+@dataclass
+class HeldKeys:
+    """The keys of a chunk as they are held: right-justified."""
+
+    layers: Keys
+    padding: list[int]  # columns before the first token of each row
+
+    @classmethod
+    def of(cls, cache: list[Any]) -> HeldKeys:
+        layers = [layer.keys_and_values() for layer in cache]
+        return cls(layers, cache[0].left_padding.tolist() if cache else [])
+
+    def stem(self, stem: Stem) -> Keys:
+        start = self.padding[stem.row]
+        columns = slice(start, start + stem.length)
+        return [
+            (k[stem.row : stem.row + 1, :, columns], v[stem.row : stem.row + 1, :, columns])
+            for k, v in self.layers
+        ]
+
+    @property
+    def size(self) -> int:
+        return sum(x.nbytes for layer in self.layers for x in layer)
+
+
+def _ending_at(column: int, keys: mx.array) -> mx.array:
+    return mx.pad(keys, [(0, 0), (0, 0), (column - keys.shape[2], 0), (0, 0)])
 
 
 class Rows:

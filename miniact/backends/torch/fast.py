@@ -15,7 +15,9 @@ Only a and b are kept; silu(a) is computed again.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -121,3 +123,24 @@ def speed_up(model: Any, dtype: torch.dtype) -> None:
     for module in model.modules():
         if _is_gated_mlp(module, dtype):
             module.forward = functools.partial(_gated_mlp, module)
+
+
+@contextlib.contextmanager
+def merged(model: Any) -> Iterator[None]:
+    """Fold LoRA into the base for a while, which then costs no more than the base.
+
+    Copies are made and thrown away, so nothing drifts. A 4-bit base cannot take the sum.
+    """
+    layers: list[Any] = [m for m in model.modules() if is_lora(m)]
+    if len({id(layer.base_layer.weight) for layer in layers}) < len(layers):  # Zamba 2
+        yield  # one weight cannot take two sums
+        return
+    kept = [layer.base_layer.weight.data for layer in layers]
+    for layer, weight in zip(layers, kept):
+        layer.base_layer.weight.data = weight + layer.get_delta_weight("default")
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for layer, weight in zip(layers, kept):
+            layer.base_layer.weight.data = weight

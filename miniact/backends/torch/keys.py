@@ -129,27 +129,27 @@ class SharedCache:
         """Room for the prompts, with the stems that are held: keys that move leave their place."""
         B, P = len(self.length_B), int(self.length_B.max())
         # zeros: 0 · what lay there before could be NaN; MLA's keys are wider than its values
-        both = tuple(x.new_zeros(B, x.shape[1], P, x.shape[3]) for x in (k, v))
+        new_k, new_v = (x.new_zeros(B, x.shape[1], P, x.shape[3]) for x in (k, v))
         for row, stem in enumerate(self.plan.stems):
-            for kept, old in zip(both, stem.chunk.keys[layer] if stem.chunk else ()):
+            for kept, old in zip((new_k, new_v), stem.chunk.keys[layer] if stem.chunk else ()):
                 kept[row, :, : stem.length] = old[stem.row, :, : stem.length]
         for chunk in self.plan.moved:
             chunk.keys[layer] = ()
-        return both
+        return new_k, new_v
 
     def _fill_from_stems(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None
     ) -> torch.Tensor:
         """The same behind stems. The query heads of a key head become queries, as in a step."""
+        assert self.sees_B1SP is not None
         (b_N, s_N), (B, H, S, D), K = self.new_N, q.shape, k.shape[1]
-        kept = [x[self.filling, :, : self.sees_B1SP.shape[3]] for x in self.prompt[layer]]
-        for old, new in zip(kept, (k, v)):
-            old[b_N, :, self.at_N] = new[b_N, :, s_N]
+        P = self.sees_B1SP.shape[3]
+        kept_k, kept_v = (kept[self.filling, :, :P] for kept in self.prompt[layer])
+        for kept, new in ((kept_k, k), (kept_v, v)):
+            kept[b_N, :, self.at_N] = new[b_N, :, s_N]
+        sees_B1XP = self.sees_B1SP.repeat(1, 1, H // K, 1)
         out_BKXD = F.scaled_dot_product_attention(
-            q.reshape(B, K, -1, D),
-            *kept,
-            attn_mask=self.sees_B1SP.repeat(1, 1, H // K, 1),
-            scale=scale,
+            q.reshape(B, K, -1, D), kept_k, kept_v, attn_mask=sees_B1XP, scale=scale
         )
         return out_BKXD.reshape(B, H, S, -1).transpose(1, 2)
 

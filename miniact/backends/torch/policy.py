@@ -11,7 +11,6 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ from miniact.backends.models import ModelSource, end_tokens, load_tokenizer
 from miniact.backends.sampling import Drawn, Request, Room, cache_bytes, decode, sample
 from miniact.backends.torch.attention import PackedRow, no_mask, use_shared_attention
 from miniact.backends.torch.device import pick_device, pick_dtype
-from miniact.backends.torch.fast import is_lora, speed_up
+from miniact.backends.torch.fast import merged, speed_up
 from miniact.backends.torch.head import Head
 from miniact.backends.torch.load import attach, body_of, can_share_prompts, load_base, read_model
 from miniact.backends.torch.memory import release, usable
@@ -72,7 +71,10 @@ class TorchPolicy:
         self.head = Head(self.causal_lm, frozen=config.adapter != "full")
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.reference: dict[str, torch.Tensor] = {}
-        self.budgets, self.held = Budgets(config, lambda: usable(self.device), self._release), Held()
+        self.budgets, self.held = (
+            Budgets(config, lambda: usable(self.device), self._release),
+            Held(moves=True),
+        )
         self.ways = (can_share_prompts(self.causal_lm), True, True)
         self._checked = {"sampling", "training"}  # against the plain way, on first use
         self.reset_optimizer()
@@ -126,7 +128,9 @@ class TorchPolicy:
     @torch.no_grad()
     def answer(self, request: Request) -> list[list[Sample]]:
         self._mode(training=False)
-        with self._merged():
+        # in bfloat16 a sum is rounded, and it would sample from another policy than is trained
+        exact = self.config.adapter == "lora" and self.dtype == torch.float32
+        with merged(self.model) if exact else contextlib.nullcontext():
             return sample(self, request)
 
     def room(self) -> Room:
@@ -149,7 +153,8 @@ class TorchPolicy:
         rows = Rows(self.head, temperature, keys)
         if isinstance(keys, SharedKeys):
             size = room.token * sum(x.shape[0] * x.shape[2] for x, _ in keys.cache.prompt[:1])
-            self.held.keep(plan, list(keys.cache.prompt), size, room.limit)
+            # half of them once more: of prompts of which few are left, these are copied
+            self.held.keep(plan, list(keys.cache.prompt), size, room.limit, size / 2)
         tokens, logps = decode(rows, uniform_RC, self.ends)
         longest = max(range(len(tokens)), key=lambda row: len(tokens[row]))
         if self.shares_prompts and "sampling" not in self._checked and len(tokens[longest]) > 1:
@@ -160,30 +165,6 @@ class TorchPolicy:
             if not self.shares_prompts:  # again, the other way
                 return self.sample_rows(plan, uniform_RC, temperature)
         return tokens, logps
-
-    @contextlib.contextmanager
-    def _merged(self) -> Iterator[None]:
-        """Fold the adapter into the base while sampling, which then costs no more than the base.
-
-        Copies are made and thrown away, so nothing drifts. Only in float32: a 4-bit base cannot
-        take the sum, and in bfloat16 rounding it would sample from another policy than is trained.
-        """
-        if self.config.adapter != "lora" or self.dtype != torch.float32:
-            yield
-            return
-        layers: list[Any] = [m for m in self.model.modules() if is_lora(m)]
-        if len({id(layer.base_layer.weight) for layer in layers}) < len(layers):  # Zamba 2
-            yield  # one weight cannot take two sums
-            return
-        kept = [layer.base_layer.weight.data for layer in layers]
-        for layer, weight in zip(layers, kept):
-            layer.base_layer.weight.data = weight + layer.get_delta_weight("default")
-        try:
-            with self.model.disable_adapter():
-                yield
-        finally:
-            for layer, weight in zip(layers, kept):
-                layer.base_layer.weight.data = weight
 
     # ---- scoring and training ------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ def draw(
 
 
 class SharedKeys:
-    """Prompts right padded; their keys are stored once. What they begin with may be held already."""
+    """Prompts right padded; their keys are stored once and never copied for an answer."""
 
     def __init__(self, body: Any, plan: Plan, n: int, max_tokens: int, prefill: int) -> None:
         self.body, self.plan, self.n, self.prefill_tokens = body, plan, n, prefill
