@@ -7,6 +7,7 @@ messages.py   what one process tells another
 models.py     where a model comes from: a folder, a GGUF file, a package, the hub, built in
 layout.py     groups → rows of tokens; the only place where targets are shifted
 sampling.py   what is sampled together, the random numbers, the one decode loop
+held.py       keys of prompts sampled from before: what a new prompt need not compute again
 memory.py     this process's memory, and what to do where memory runs out
 checks.py     what `miniact doctor` finds out about a device
 trial.py      whether the fast ways are right for this model, tried when it is loaded
