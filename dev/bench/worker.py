@@ -1,162 +1,204 @@
 """One side of `bench.py`, in a process of its own.
 
-Reads one JSON line with the work, answers {"ready": …}, then takes one GRPO step per line read and
-answers with its seconds and its peak memory above the weights, in bytes.
+Reads one JSON line with the work, answers {"ready": …}, then takes one step per line read and
+answers with its seconds, its peak memory above the weights in bytes, and the answers it sampled.
+A step has learning rate 0: it costs what any step costs, and every side stays at the same weights,
+so that the gradients of each step, left in a file, can be compared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from work import Work, read_work
 
 from miniact import UserError
 from miniact.backends.protocol import Policy, load_policy, resolve_backend
 from miniact.config.sections import GRPOConfig, ModelConfig
-from miniact.method.grpo import grpo_step
-from miniact.types import Sample, Scored
+from miniact.method.grpo import grpo_step, weigh
+from miniact.method.losses import cross_entropy
+from miniact.types import Completion, Group, Sample, Scored
 
 
-@dataclass(frozen=True)
-class Work:
-    """One prompt of P tokens and G answers of exactly C tokens per step."""
+class Watch:
+    """Seconds of one step, by part: those of sampling, and those aside that do not count.
 
-    model: str
-    backend: str
-    adapter: str
-    prompt_tokens: int
-    group_size: int
-    completion_tokens: int
-    steps: int  # counted ones; one more goes before them
-    seed: int
-    rank: int
+    On a machine that does other work the seconds of the clock say little; those that the processor
+    spent on this process (`cpu`; with one thread) hold.
+    """
 
+    def __init__(self, cpu: bool) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.on_cpu, self.now = cpu, time.process_time if cpu else time.perf_counter
 
-def make_texts(tokenizer: Any, work: Work) -> list[str]:
-    """Prompts of exactly P tokens, one per step: random words that are one token each."""
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    plain = [t[1:] for t, _ in vocabulary if t[:1] in "Ġ▁" and t[1:].isascii() and t[1:].isalpha()]
-    words = plain or [t for t, _ in vocabulary if t.isascii() and t.isalpha()]
-    rng = np.random.default_rng(work.seed)
-    texts = []
-    for _ in range(work.steps + 1):
-        chosen = [words[i] for i in rng.integers(0, len(words), work.prompt_tokens)]
-        found = [_fit(tokenizer, chosen, between, work.prompt_tokens) for between in (" ", "")]
-        if not any(found):
-            raise UserError(
-                f"bench: found no text of {work.prompt_tokens} tokens for {work.model}; try "
-                "another --prompt-tokens"
-            )
-        texts.append(found[0] or found[1])
-    return texts
-
-
-def _fit(tokenizer: Any, words: list[str], between: str, length: int) -> str:
-    """As many of the words as make `length` tokens; "" if that is not to be had."""
-    for _ in range(50):  # the first word has no space before it, and may be several tokens
-        excess = len(tokenizer(between.join(words))["input_ids"]) - length
-        if excess == 0:
-            return between.join(words)
-        words = words[: -min(excess, len(words) - 1)] if excess > 0 else [*words, words[0]]
-    return ""
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = self.now()
+        try:
+            yield
+        finally:
+            self.seconds[part] += self.now() - start
 
 
 class Serve:
     """The worker's end of the pipe."""
 
-    def __init__(self, out: Any, probe: Any) -> None:
-        self.out, self.probe, self.weights = out, probe, 0
+    def __init__(self, out: Any, probe: Any, gradients: Path, cpu: bool) -> None:
+        self.out, self.probe, self.gradients = out, probe, gradients
+        self.watch = Watch(cpu)
 
-    def ready(self, model: Any) -> None:
+    def weigh(self, model: Any) -> None:
+        """What is in memory now are the weights."""
         self.probe.touch(model)
         self.weights = self.probe.used()
-        self._send({"ready": self.probe.describe(), "weights": self.weights})
 
-    def wait(self) -> None:
+    def ready(self) -> None:
+        self.send({"ready": self.probe.describe(), "weights": self.weights})
+
+    def wait(self) -> dict[str, Any]:
         """Until the next step is asked for. Before it, how fast is the machine at this moment?"""
-        if not sys.stdin.readline():
+        line = sys.stdin.readline()
+        if not line:
             os._exit(0)  # the parent has gone
-        self.matmul = self.probe.matmul()
+        self.matmul = 0.0 if self.watch.on_cpu else self.probe.matmul()
         self.probe.reset_peak()
+        self.watch.seconds.clear()
+        self.start = self.watch.now()
+        return json.loads(line)
 
-    def report(self, sampling: float, training: float) -> None:
-        peak = self.probe.peak() - self.weights
-        self._send(
-            {"sampling": sampling, "training": training, "peak": peak, "matmul": self.matmul}
+    def report(self, answers: list[list[tuple[int, ...]]]) -> None:
+        """The step is over: its figures, and what was sampled."""
+        self.probe.wait()
+        parts = self.watch.seconds
+        whole = self.watch.now() - self.start
+        self.send(
+            {
+                "sampling": parts["sampling"],
+                "training": whole - parts["sampling"] - parts["aside"],
+                "peak": self.probe.peak() - self.weights,
+                "matmul": self.matmul,
+                "answers": answers,
+            }
         )
 
-    def _send(self, message: dict) -> None:
+    def keep(self, gradients: dict[str, Any]) -> None:
+        """Write the gradients of PyTorch parameters to the file."""
+        from safetensors.torch import save_file
+
+        with self.watch("aside"):
+            kept = {n: g.detach().float().cpu().contiguous() for n, g in gradients.items()}
+            save_file(kept, self.gradients)
+
+    def send(self, message: dict) -> None:
         self.out.write(json.dumps(message) + "\n")
         self.out.flush()
 
 
-def run_ours(work: Work, policy: Policy, texts: list[str], serve: Serve) -> None:
+def rewards(work: Work, number: int) -> np.ndarray:
+    """Random rewards of step `number`, [prompts, G]: the same on every side."""
+    shape = (len(work.prompts), work.group_size)
+    return np.random.default_rng([work.seed, number]).random(shape)
+
+
+def run_ours(work: Work, policy: Policy, serve: Serve) -> None:
     policy.ends = ()  # type: ignore[attr-defined]  # answers of exactly C tokens
-    config = GRPOConfig(group_size=work.group_size, max_tokens=work.completion_tokens)
-    rng = np.random.default_rng(work.seed)
-    sampling = [0.0]
-    inner = policy.sample
+    on_torch = type(policy).__name__ == "TorchPolicy"
+    answers: list[list[tuple[int, ...]]] = []
+    sample, optim_step = policy.sample, policy.optim_step
 
     def timed(*args: Any) -> Any:
-        start = time.perf_counter()
-        made = inner(*args)
-        serve.probe.wait()
-        sampling[0] += time.perf_counter() - start
-        return made
+        with serve.watch("sampling"):
+            samples = sample(*args)
+            serve.probe.wait()
+        answers[:] = [[s.tokens for s in group] for group in samples]
+        return samples
 
-    policy.sample = timed  # type: ignore[method-assign, assignment]
+    def kept(lr: float, max_grad_norm: float) -> float:
+        if on_torch:
+            parameters = policy.trainable.items()  # type: ignore[attr-defined]
+            serve.keep({name: p.grad for name, p in parameters if p.grad is not None})
+        return optim_step(lr, max_grad_norm)
 
-    def score(sample: Sample) -> Scored:
-        return Scored(float(rng.random()), True, True)
-
-    serve.ready(policy.model)  # type: ignore[attr-defined]
-    for number, text in enumerate(texts):
+    policy.sample, policy.optim_step = timed, kept  # type: ignore[method-assign, assignment]
+    step = _imitate if work.replies else _reinforce
+    serve.weigh(policy.model)  # type: ignore[attr-defined]
+    step(work, policy, range(1), 0)
+    serve.ready()
+    for number in range(work.steps):
         serve.wait()
-        start = time.perf_counter()
-        prompt = tuple(policy.tokenizer(text)["input_ids"])
-        grpo_step(policy, [prompt], [score], config, 1e-5, work.seed + number)
-        serve.probe.wait()
-        serve.report(sampling[0], time.perf_counter() - start - sampling[0])
-        sampling[0] = 0.0
+        step(work, policy, range(len(work.prompts)), number)
+        serve.report(answers)
+
+
+def _reinforce(work: Work, policy: Policy, which: range, number: int) -> None:
+    config = GRPOConfig(
+        group_size=work.group_size, max_tokens=work.completion_tokens, variant="dapo"
+    )
+
+    def scorer(reward_G: np.ndarray) -> Any:
+        of_answer = iter(reward_G)
+
+        def score(sample: Sample) -> Scored:
+            return Scored(float(next(of_answer)), True, True)
+
+        return score
+
+    prompts = [work.prompts[i] for i in which]
+    scorers = [scorer(reward_G) for reward_G in rewards(work, number)[list(which)]]
+    grpo_step(policy, prompts, scorers, config, 0.0, work.seed + number)
+
+
+def _imitate(work: Work, policy: Policy, which: range, number: int) -> None:
+    groups = [Group(work.prompts[i], (Completion(work.replies[i]),)) for i in which]
+    policy.forward_backward(weigh(groups, "dapo", 0), cross_entropy)
+    policy.optim_step(0.0, 1.0)
+
+
+def serve_side(name: str, work: Work, folder: Path, out: Any) -> None:
+    """Serve as the side of this name. What all sides start from lies in `folder`."""
+    config = ModelConfig(
+        path=work.path,
+        backend=work.backend,
+        adapter=work.adapter,
+        rank=work.rank,
+        alpha=2.0 * work.rank,
+        max_tokens_per_batch=work.max_tokens,
+    )
+    is_trl = name.startswith("trl")
+    if not is_trl and resolve_backend(work.backend) == "mlx":
+        from miniact.backends.mlx.probe import Probe
+    else:
+        from miniact.backends.torch.probe import Probe  # type: ignore[assignment]
+    serve = Serve(out, Probe("auto", "auto"), folder / f"{name}.safetensors", work.cpu)
+    if is_trl:
+        from trl_side import run_trl
+
+        run_trl(work, folder / "adapter", name == "trl-lean", serve)
+        return
+    policy = load_policy(config, work.seed)
+    if work.adapter != "full":  # a fresh adapter's B is zero, and so would be half the gradient
+        if name == "miniact":
+            with policy.disturbed(work.seed):  # type: ignore[attr-defined]
+                policy.save_adapter(folder / "adapter")
+        policy.load_adapter(folder / "adapter")
+    run_ours(work, policy, serve)
 
 
 def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not end up in the pipe
     request = json.loads(sys.stdin.readline())
-    work, side = Work(**request["work"]), request["side"]
     try:
-        longest = work.prompt_tokens + work.group_size * work.completion_tokens
-        config = ModelConfig(
-            path=work.model,
-            backend=work.backend,
-            adapter=work.adapter,
-            rank=work.rank,
-            alpha=2.0 * work.rank,
-            max_tokens_per_batch=max(8192, longest),
-        )
-        backend = resolve_backend(work.backend) if side == "miniact" else "torch"
-        if backend == "mlx":
-            from miniact.backends.mlx.probe import Probe
-        else:
-            from miniact.backends.torch.probe import Probe  # type: ignore[assignment]
-        serve = Serve(out, Probe("auto", "auto"))
-        if side == "miniact":
-            policy = load_policy(config, work.seed)
-            run_ours(work, policy, make_texts(policy.tokenizer, work), serve)
-        else:
-            from trl_side import run_trl
-
-            from miniact.backends.common import model_folder
-            from miniact.backends.models import ModelSource, load_tokenizer
-
-            source = ModelSource(str(model_folder(work.model)), is_local=True)
-            run_trl(work, make_texts(load_tokenizer(source), work), side == "trl-lean", serve)
+        serve_side(request["side"], read_work(request["work"]), Path(request["folder"]), out)
     except UserError as error:
         out.write(json.dumps({"error": str(error)}) + "\n")
         out.flush()
