@@ -174,13 +174,13 @@ def test_a_call_computes_a_shared_stem_once_and_answers_the_same(zoo, backend, k
     prompts=st.lists(
         st.lists(st.integers(40, 42), min_size=1, max_size=14), min_size=1, max_size=5
     ),
-    cuts=st.lists(st.integers(0, 12), min_size=5, max_size=5),
+    cuts=st.lists(st.integers(0, 4), min_size=5, max_size=5),
     seed=st.integers(0, 99),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_any_prompts_that_begin_alike(zoo, backend, prompts, cuts, seed):
     policy = zoo.policy(backend, "qwen3-untied")
-    following = [p[:cut] + p[::-1] for p, cut in zip(prompts, cuts)]
+    following = [[*p[: max(1, len(p) - cut)], *p[::-1]] for p, cut in zip(prompts, cuts)]
     answers = []
     for least in (NEVER, 1):
         policy.held.least = least
