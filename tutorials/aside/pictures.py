@@ -26,11 +26,12 @@ LOOK = {
 
 def panels(*titles: str, width: float = 4.2, height: float = 3.0) -> list[Axes]:
     """An axis for each title, side by side; sizes in inches, each panel `width` wide."""
-    with plt.rc_context(LOOK):
-        size = (width * len(titles), height)
-        _, axes = plt.subplots(1, len(titles), figsize=size, layout="constrained", squeeze=False)
-        for axis, title in zip(axes[0], titles):
-            axis.set_title(title)
+    # no rc_context: at its end it takes back that a notebook shows figures, and only one is shown
+    plt.rcParams.update(LOOK)
+    size = (width * len(titles), height)
+    _, axes = plt.subplots(1, len(titles), figsize=size, layout="constrained", squeeze=False)
+    for axis, title in zip(axes[0], titles):
+        axis.set_title(title)
     return list(axes[0])
 
 
