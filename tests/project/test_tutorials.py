@@ -189,6 +189,14 @@ def test_notebook_shows_what_a_run_gave(tutorial):
 
 
 @each
+def test_every_cell_that_draws_shows_its_picture(tutorial):
+    for cell in notebook_of(tutorial).cells:
+        draws = re.search(r"^draw_\w+\(|\bpanels\(|plt\.subplots\(", cell.source, re.MULTILINE)
+        if cell.cell_type == "code" and draws:
+            assert any("image/png" in o.get("data", {}) for o in cell.outputs), cell.source
+
+
+@each
 def test_notebook_is_small_and_repeats(tutorial):
     notebook = notebook_of(tutorial)
     file = FOLDER / "notebooks" / f"{tutorial.stem}.ipynb"

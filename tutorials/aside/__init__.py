@@ -1,4 +1,6 @@
 """What stands aside in the tutorials: plots and small tools that are no part of the lesson.
 
 pictures.py  one look for all plots: panels, shares with their intervals, noisy curves
+drawings.py  the whole figures of 05 and 09
+weights.py   09: adapters and gradients of both backends under the same names
 """
