@@ -97,15 +97,54 @@ def batches(draw: Any, most_answers: int = 3) -> list[Group]:
     return random_batch(prompts, answers, seed=draw(st.integers(0, 99)))
 
 
+@st.composite
+def trees(draw: Any) -> list[Group]:
+    """Groups whose prompts begin alike in many ways: states of trajectories, some asked twice.
+
+    Two tokens in all make things alike by chance too, down to prompts that others begin with.
+    """
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    vocab = draw(st.sampled_from([2, 250]))
+    most = draw(st.sampled_from([1, 4, 14]))  # tokens of a turn, a question or an answer
+
+    def tokens(least: int = 1) -> tuple[int, ...]:
+        return tuple(rng.integers(0, vocab, rng.integers(least, most + 1)).tolist())
+
+    head, groups = tokens(0) + tokens(0), []
+    for _ in range(draw(st.integers(1, 2))):
+        history = head + tokens()
+        for _ in range(draw(st.integers(1, 4))):
+            for _ in range(draw(st.integers(1, 2))):
+                answers = [tokens() for _ in range(draw(st.integers(1, 3)))]
+                groups.append(Group(history + tokens(0), tuple(map(Completion, answers))))
+            history += tokens()
+    order = rng.permutation(len(groups))
+    return weigh([_with_numbers(groups[i], rng) for i in order], "grpo", 8)
+
+
+def _with_numbers(group: Group, rng: np.random.Generator) -> Group:
+    """The group with drawn advantages and log-probs."""
+    lengths = [len(c.tokens) for c in group.completions]
+    old, ref = ([rng.normal(-5, 0.4, n).astype(np.float32) for n in lengths] for _ in range(2))
+    advantages = rng.normal(size=len(lengths)).tolist()
+    return group.having(advantage=advantages, old_logps=old, ref_logps=ref)
+
+
 def visible_BLL(layout: Layout) -> np.ndarray:
     """visible[b, q, k]: may token q look at token k? Shape [B, L, L], bool: what a layout means.
 
-    k ≤ q, in the same group, and k is of the prompt or of q's own answer. Padding sees padding.
+    In a tree its own segment up to itself, and all that a link shows it. Plainly: all before it.
     """
-    causal_LL = np.tri(layout.token_BL.shape[1], dtype=bool)
-    same_group = layout.group_BL[:, :, None] == layout.group_BL[:, None, :]
-    same_answer = layout.answer_BL[:, :, None] == layout.answer_BL[:, None, :]
-    return causal_LL & same_group & (same_answer | (layout.answer_BL[:, None, :] == 0))
+    B, L = layout.token_BL.shape
+    if layout.tree is None:
+        return np.broadcast_to(np.tri(L, dtype=bool), (B, L, L))
+    seen_LL = np.zeros((L, L), dtype=bool)
+    for first, end in layout.tree.segments:
+        seen_LL[first:end, first:end] = np.tri(end - first, dtype=bool)
+    for first, end, key, last in layout.tree.links:
+        assert not seen_LL[first:end, key:last].any()  # nothing is seen twice
+        seen_LL[first:end, key:last] = True
+    return seen_LL[None]
 
 
 # ---- families ------------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
 """Groups → numpy arrays. The only place where targets are shifted.
 
-Every answer of a group continues the same prompt, so the prompt needs to be computed once:
+    shared    one row, a tree (tree.py): what prompts and answers have alike from their beginning
+              on is computed once, whether it is one prompt of several answers, the history of
+              several states of a trajectory, or the instructions that all prompts begin with
+    plain     a row for each answer, right padded: [ prompt | answer ]; the reference of the tests,
+              and what is done with models that cannot share
 
-    one row     [ prompt | answer 1 | answer 2 | … ]      and several small groups may share a row
-    position      0 … P-1  P …        P …                 every answer continues at P
-    sees          the prompt of its own group and its own answer, up to itself
-
-The first token of every answer is predicted by the prompt's last position; the others by the token
-before them. `row_N, col_N` say where the prediction of completion token n is made; `target_N` is
-the token. Suffixes: B rows, L positions in a row, N completion tokens.
+The first token of every answer is predicted by the prompt's last position, the others by the token
+before them; an answer's last token predicts nothing, so it is not computed. `place_N` says where
+the prediction of completion token n is made, counted through the rows; `target_N` is the token.
+Suffixes: B rows, L positions in a row, N completion tokens.
 """
 
 from __future__ import annotations
@@ -19,146 +20,102 @@ from dataclasses import dataclass
 import numpy as np
 
 from miniact import UserError
+from miniact.backends.tree import Tree, fill, grow
 from miniact.types import Group, Tokens
-
-PADDING = -1
 
 
 @dataclass(frozen=True)
 class Layout:
     """One micro-batch. `order` lists (index of the group, index of the completion) in N's order."""
 
-    token_BL: np.ndarray  # int64
-    position_BL: np.ndarray  # int64
-    group_BL: np.ndarray  # which group a token belongs to; PADDING where there is none
-    answer_BL: np.ndarray  # 0: prompt, i: the group's i-th answer
-    row_N: np.ndarray
-    col_N: np.ndarray
+    token_BL: np.ndarray  # int64; 0 where a row is padded
+    place_N: np.ndarray  # b·L + l of the token that predicts
     target_N: np.ndarray
     order: list[tuple[int, int]]
     lengths: list[int]  # tokens of each completion in `order`
-
-    @property
-    def is_causal(self) -> bool:
-        """Whether the plain causal mask is already right: a row is one prompt and one answer."""
-        return bool(
-            self.answer_BL.max(initial=0) <= 1 and (self.group_BL <= self.group_BL[:, :1]).all()
-        )
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A group, or a part of it, that is laid out in one stretch: one prompt, then its answers."""
-
-    group: int
-    prompt: tuple[int, ...]
-    answers: tuple[tuple[int, tuple[int, ...]], ...]  # (index of the completion, tokens)
+    tree: Tree | None  # of the one row; None in the plain layout, where all is causal
 
     @property
     def size(self) -> int:
-        return len(self.prompt) + sum(len(tokens) for _, tokens in self.answers)
+        """Tokens that pass the model, padding included."""
+        return self.token_BL.size
 
 
-def _pieces(groups: Sequence[Group], shared: bool, max_tokens: int) -> list[_Piece]:
-    """Cut groups into pieces of at most max_tokens. shared=False: one answer a piece."""
-    pieces = []
+@dataclass(frozen=True)
+class _Answer:
+    """A completion behind its prompt. `inputs`: all that passes the model of the two."""
+
+    group: int
+    index: int
+    prompt: int  # tokens
+    tokens: tuple[int, ...]
+    inputs: tuple[int, ...]
+
+
+def _answers(groups: Sequence[Group], max_tokens: int) -> Iterator[_Answer]:
+    """All completions. UserError if one is empty, or too long for any micro-batch."""
     for g, group in enumerate(groups):
-        taken: list[tuple[int, tuple[int, ...]]] = []
-        size = len(group.prompt)
+        P = len(group.prompt)
         for c, completion in enumerate(group.completions):
-            if not completion.tokens:
+            tokens = completion.tokens
+            if not tokens:
                 raise UserError(f"group {g}, answer {c}: is empty; expected its end token at least")
-            if len(group.prompt) + len(completion.tokens) > max_tokens:
+            if P + len(tokens) > max_tokens:
                 raise UserError(
-                    f"group {g}, answer {c}: prompt {len(group.prompt)} + answer "
-                    f"{len(completion.tokens)} tokens do not fit model.max_tokens_per_batch "
-                    f"{max_tokens}; raise it, or lower prompt.max_tokens"
+                    f"group {g}, answer {c}: prompt {P} + answer {len(tokens)} tokens do not fit "
+                    f"model.max_tokens_per_batch {max_tokens}; raise it, or lower prompt.max_tokens"
                 )
-            if taken and (not shared or size + len(completion.tokens) > max_tokens):
-                pieces.append(_Piece(g, group.prompt, tuple(taken)))
-                taken, size = [], len(group.prompt)
-            taken.append((c, completion.tokens))
-            size += len(completion.tokens)
-        if taken:
-            pieces.append(_Piece(g, group.prompt, tuple(taken)))
-    return pieces
-
-
-def _bins(pieces: list[_Piece], shared: bool, max_tokens: int) -> Iterator[list[list[_Piece]]]:
-    """Rows of pieces (first fit, longest first), as many rows as the token budget allows."""
-    rows: list[list[_Piece]] = []
-    free: list[int] = []
-    length = 0
-    for piece in sorted(pieces, key=lambda p: (-p.size, p.group, p.answers[0][0])):
-        fit = (
-            next((i for i, room in enumerate(free) if room >= piece.size), None) if shared else None
-        )
-        if fit is not None:
-            rows[fit].append(piece)
-            free[fit] -= piece.size
-            continue
-        if rows and (len(rows) + 1) * length > max_tokens:
-            yield rows
-            rows, free, length = [], [], 0
-        length = length or piece.size
-        rows.append([piece])
-        free.append(length - piece.size)
-    if rows:
-        yield rows
+            yield _Answer(g, c, P, tokens, (*group.prompt, *tokens[:-1]))
 
 
 def layouts(groups: Sequence[Group], max_tokens: int, shared: bool = True) -> Iterator[Layout]:
     """Lay groups out in micro-batches of at most max_tokens tokens, padding included.
 
-    shared=True computes each prompt once; shared=False is the plain layout, one row per answer,
-    which the tests use as the reference and which models that cannot share a prefix fall back to.
+    shared=True computes what is alike once, as far as it is in one micro-batch.
     """
-    for rows in _bins(_pieces(groups, shared, max_tokens), shared, max_tokens):
-        yield _fill(rows)
+    answers = list(_answers(groups, max_tokens))
+    if not shared:
+        yield from map(_plain, _rows(answers, max_tokens))
+        return
+    tree = grow([answer.inputs for answer in answers])
+    for members in fill(tree, max_tokens):
+        part = tree.only(members)
+        yield _layout([answers[i] for i in members], part.token_T[None], part.paths, part)
 
 
-def _fill(rows: list[list[_Piece]]) -> Layout:
-    B, L = len(rows), max(sum(p.size for p in row) for row in rows)
-    token_BL, position_BL, answer_BL = (np.zeros((B, L), dtype=np.int64) for _ in range(3))
-    group_BL = np.full((B, L), PADDING, dtype=np.int64)
-    row_N: list[int] = []
-    col_N: list[int] = []
-    target_N: list[int] = []
-    order, lengths = [], []
-    for b, row in enumerate(rows):
-        at = 0
-        for slot, piece in enumerate(row):
-            P = len(piece.prompt)
-            start = at
-            token_BL[b, at : at + P] = piece.prompt
-            position_BL[b, at : at + P] = np.arange(P)
-            group_BL[b, at : at + piece.size] = slot
-            at += P
-            for number, (c, tokens) in enumerate(piece.answers, start=1):
-                C = len(tokens)
-                token_BL[b, at : at + C] = tokens
-                position_BL[b, at : at + C] = np.arange(P, P + C)
-                answer_BL[b, at : at + C] = number
-                row_N += [b] * C
-                col_N += [start + P - 1, *range(at, at + C - 1)]  # the one shift of targets
-                target_N += tokens
-                order.append((piece.group, c))
-                lengths.append(C)
-                at += C
+def _rows(answers: list[_Answer], max_tokens: int) -> Iterator[list[_Answer]]:
+    """As many answers as the token budget allows, the longest first: rows are padded to it."""
+    rows: list[_Answer] = []
+    for answer in sorted(answers, key=lambda a: -len(a.inputs)):
+        if rows and (len(rows) + 1) * len(rows[0].inputs) > max_tokens:
+            yield rows
+            rows = []
+        rows.append(answer)
+    if rows:
+        yield rows
 
-    def ints(values: list[int]) -> np.ndarray:
-        return np.asarray(values, dtype=np.int64)
 
+def _plain(rows: list[_Answer]) -> Layout:
+    token_BL = np.zeros((len(rows), len(rows[0].inputs)), dtype=np.int64)
+    for row, answer in zip(token_BL, rows):
+        row[: len(answer.inputs)] = answer.inputs
+    L = token_BL.shape[1]
+    paths = [np.arange(b * L, b * L + len(answer.inputs)) for b, answer in enumerate(rows)]
+    return _layout(rows, token_BL, paths, None)
+
+
+def _layout(
+    answers: list[_Answer], token_BL: np.ndarray, paths: list[np.ndarray], tree: Tree | None
+) -> Layout:
+    """paths: the places of each answer's inputs."""
+    places = [path[answer.prompt - 1 :] for answer, path in zip(answers, paths)]  # the one shift
     return Layout(
         token_BL,
-        position_BL,
-        group_BL,
-        answer_BL,
-        ints(row_N),
-        ints(col_N),
-        ints(target_N),
-        order,
-        lengths,
+        np.concatenate(places),
+        np.concatenate([np.asarray(answer.tokens, dtype=np.int64) for answer in answers]),
+        [(answer.group, answer.index) for answer in answers],
+        [len(answer.tokens) for answer in answers],
+        tree,
     )
 
 
@@ -192,16 +149,3 @@ def split_by_completion(value_N: np.ndarray, layout: Layout, into: list[list[np.
     parts = np.split(value_N, np.cumsum(layout.lengths)[:-1])
     for (g, c), part in zip(layout.order, parts):
         into[g][c] = part
-
-
-def unpack(layout: Layout) -> tuple[list[list[int]], list[list[int]], list[int]]:
-    """The prompts of a shared layout, its answers in their order, and whose answer each is."""
-    prompts, answers, prompt_R = [], [], []
-    for token_L, slot_L, number_L in zip(layout.token_BL, layout.group_BL, layout.answer_BL):
-        for slot in range(slot_L.max() + 1):
-            mine = slot_L == slot
-            prompts.append(token_L[mine & (number_L == 0)].tolist())
-            for number in range(1, number_L[mine].max() + 1):
-                answers.append(token_L[mine & (number_L == number)].tolist())
-                prompt_R.append(len(prompts) - 1)
-    return prompts, answers, prompt_R

@@ -1,9 +1,9 @@
 """A check on load, before anything is made: is every fast way right for this model?
 
-Two answers to each of two prompts of unequal length are sampled, scored and trained on, and an
-adapter is saved and read back. What differs from the model's own forward pass over one prompt and
-one answer alone is done in a plainer way from then on, with a note; where there is none, and where
-anything fails, one line says what.
+Two answers to each of two prompts, which begin alike and are of unequal length, are sampled, scored
+and trained on, and an adapter is saved and read back. What differs from the model's own forward
+pass over one prompt and one answer alone is done in a plainer way from then on, with a note; where
+there is none, and where anything fails, one line says what.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from miniact.types import Array, Completion, Group, Sample, Tokens
 
 T = TypeVar("T")
 TEXT = "Put the clean mug on the table by the window, then go north and open the old red door."
-LENGTHS = (11, 4)  # tokens of the two prompts
+LENGTH, ALIKE = 16, 9  # tokens of the longer prompt, and of what the other one shares with it
 ANSWERS, NEW = 2, 4  # to each, and tokens of each
 
 
@@ -102,8 +102,9 @@ def _settle(policy: Checked) -> None:
 
 def _prompts(policy: Checked) -> list[tuple[int, ...]]:
     tokens = policy.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-    tokens = [*tokens, *[tokens[-1]] * max(LENGTHS)]  # a vocabulary may know it as one word
-    return [tuple(tokens[:length]) for length in LENGTHS]
+    tokens = [*tokens, *[tokens[-1]] * LENGTH]  # a vocabulary may know it as one word
+    other = 0 if tokens[ALIKE] else 1
+    return [tuple(tokens[:LENGTH]), (*tokens[:ALIKE], other)]
 
 
 class _Differs(Exception):

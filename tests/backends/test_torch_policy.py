@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import batches, random_batch, visible_BLL, write_model
+from test_layout import trajectory
+from tiny_models import batches, random_batch, trees, visible_BLL, write_model
 
 from miniact import UserError
 from miniact.backends.layout import layouts
@@ -105,9 +107,11 @@ def test_the_token_budget_changes_nothing_but_the_memory(wide):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_nf4_on_a_cpu_shares_prompts_with_the_same_gradient(wide, checkpointing):
     policy = load(wide, adapter="qlora", gradient_checkpointing=checkpointing)
-    shared = gradient(policy)
-    policy.shares_prompts = False
-    assert relative(shared, gradient(policy)) < 1e-4
+    for groups in (GROUPS, weigh(trajectory(3), "grpo", 9)):
+        policy.shares_prompts = True
+        shared = gradient(policy, groups)
+        policy.shares_prompts = False
+        assert relative(shared, gradient(policy, groups)) < 1e-4
 
 
 def test_nf4_is_double_quantised_and_only_lora_is_trained(wide):
@@ -237,27 +241,33 @@ def test_full_training_needs_no_adapter_and_saves_a_model(folder, tmp_path):
         assert all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
-@settings(max_examples=40)
-@given(batches(most_answers=4), st.sampled_from([1, 2]), st.sampled_from([24, 60, 500]))
-def test_a_packed_row_attends_to_what_the_layout_lets_it_see(groups, kv_heads, budget):
-    """Against a softmax over everything under the layout's mask."""
-    from miniact.backends.torch.attention import PackedRow
+@settings(max_examples=30)
+@given(batches(4) | trees(), st.sampled_from([1, 2]), st.sampled_from([3, 128]))
+def test_a_packed_row_attends_to_what_the_layout_lets_it_see(groups, kv_heads, width):
+    """Against a softmax over everything under the layout's mask: the result and its gradients."""
+    from miniact.backends import tree
+    from miniact.backends.torch.tree import PackedRow
 
-    for layout in layouts(groups, budget):
-        row = PackedRow(layout, torch.device("cpu"))
-        real_BL = layout.group_BL != -1
-        assert row.token_1T[0].tolist() == layout.token_BL[real_BL].tolist()
+    for layout in layouts(groups, 150):
+        with patch.object(tree, "WIDTH", width):
+            row = PackedRow(layout, torch.device("cpu"))
+        assert row.token_1T.tolist() == layout.token_BL.tolist()
         T, H, D = row.token_1T.shape[1], 4, 8
         torch.manual_seed(T)
-        q, k, v = (torch.randn(1, heads, T, D) for heads in (H, kv_heads, kv_heads))
+        inputs = [torch.randn(1, heads, T, D).requires_grad_() for heads in (H, kv_heads, kv_heads)]
+        q, k, v = inputs
         out_1THD = row.attend(0, q, k, v, None)
-        b_T, l_T = np.nonzero(real_BL)
-        sees_TT = visible_BLL(layout)[b_T[:, None], l_T[:, None], l_T] & (b_T[:, None] == b_T)
         wide_k, wide_v = (x.repeat_interleave(H // kv_heads, 1) for x in (k, v))
         score = (q @ wide_k.transpose(2, 3)) / D**0.5
-        score.masked_fill_(~torch.from_numpy(sees_TT), float("-inf"))
+        score = score.masked_fill(~torch.from_numpy(visible_BLL(layout)), float("-inf"))
         expected = (score.softmax(-1) @ wide_v).transpose(1, 2)
         assert torch.allclose(out_1THD, expected, atol=1e-5)
+        weight = torch.randn_like(expected)
+        for ours, theirs in zip(
+            torch.autograd.grad((out_1THD * weight).sum(), inputs),
+            torch.autograd.grad((expected * weight).sum(), inputs),
+        ):
+            assert torch.allclose(ours, theirs, atol=1e-4)
 
 
 PROMPTS = [tuple(range(5, 5 + n)) for n in (17, 3, 30, 9)]

@@ -199,7 +199,7 @@ def step(table_VV: torch.Tensor, groups: list[Group], loss, budget: int, shared:
     sums, batches = defaultdict(float), 0
     for layout in layouts(groups, budget, shared):
         tokens = in_torch(loss_tokens(groups, layout))
-        before_N = torch.as_tensor(layout.token_BL[layout.row_N, layout.col_N])
+        before_N = torch.as_tensor(layout.token_BL.flatten()[layout.place_N])
         logp_NV = leaf_VV[before_N].log_softmax(-1)
         logp_N = logp_NV.gather(1, torch.as_tensor(layout.target_N)[:, None])[:, 0]
         value, metrics = loss(torch, logp_N, tokens)

@@ -7,7 +7,6 @@ here MLX's affine groups (w ≈ scale·q + bias, for every 64 weights), there bi
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from pathlib import Path
@@ -192,32 +191,18 @@ def _check_names(folder: Path, config: ModelConfig, names: list[str]) -> None:
 def _checkpointed(kind: type) -> type:
     """A layer class whose activations are recomputed in the backward pass.
 
-    The layer works on a copy of its KV cache and returns what it added: were it to write to the
-    cache itself, the recomputation would append everything twice.
+    In training no cache keeps anything, or the recomputation would append it twice.
     """
 
     def call(self: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
         if not self.training:
             return kind.__call__(self, x, mask, cache)
-        before, moved = copy.copy(cache), {}
 
-        def layer(weights: dict, x: mx.array, kv: tuple) -> tuple[mx.array, tuple]:
+        def layer(weights: dict, x: mx.array) -> mx.array:
             self.update(weights)
-            mine = copy.copy(before)
-            if kv:
-                mine.keys, mine.values = kv
-            y = kind.__call__(self, x, mask, mine)
-            if mine is None:
-                return y, ()
-            moved.update(vars(mine))
-            return y, (mine.keys, mine.values)
+            return kind.__call__(self, x, mask, cache)
 
-        kv: Any = () if cache is None or cache.keys is None else (cache.keys, cache.values)
-        y, kv = mx.checkpoint(layer)(self.trainable_parameters(), x, kv)
-        if cache is not None:
-            vars(cache).update(moved)
-            cache.keys, cache.values = kv
-        return y
+        return mx.checkpoint(layer)(self.trainable_parameters(), x)
 
     return type(kind.__name__, (kind,), {"__call__": call})
 

@@ -1,9 +1,8 @@
 """The policy on MLX: sampling, log-probabilities, gradients; the twin of torch/policy.py.
 
-mlx-lm's models take tokens and a KV cache, but no mask and no positions. So a prompt is shared
-between its answers through the cache, in sampling and in training alike: the prompts of a batch run
-once, left padded; their cache is widened to one row per answer; the answers continue it. In
-training the gradient flows back through the cache into the prompt.
+In sampling a prompt is shared by its answers through the KV cache: the prompts of a batch run once,
+left padded, and their cache is widened to one row per answer. In training whatever begins alike is
+computed once, in one row (layout.py); its attention is tree.py's.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +34,21 @@ from miniact.backends.layout import (
     longest_answer,
     loss_tokens,
     split_by_completion,
-    unpack,
 )
 from miniact.backends.memory import Budgets, until_it_fits
 from miniact.backends.mlx.head import Head
 from miniact.backends.mlx.load import attach, load_base, pick_device, write_model_files
 from miniact.backends.mlx.probe import usable
 from miniact.backends.mlx.sample import Caches, HeldKeys, Rows, pick_rows
+from miniact.backends.mlx.tree import TreeCache, let_trees_attend
 from miniact.backends.models import ModelSource, end_tokens, load_tokenizer
 from miniact.backends.sampling import (
     Drawn,
     Request,
     Room,
-    by_length,
     cache_bytes,
     decode,
     sample,
-    stretches,
 )
 from miniact.backends.trial import check
 from miniact.config.sections import ModelConfig
@@ -62,7 +58,10 @@ PEFT = "base_model.model."  # what PEFT puts before a layer's name
 
 
 class MLXPolicy:
-    fast_ways: tuple[str, ...] = ("share a prompt between answers of unequal prompts",)
+    fast_ways: tuple[str, ...] = (
+        "share a prompt between answers",
+        "sample prompts of unequal length together",
+    )
 
     def __init__(self, config: ModelConfig, seed: int) -> None:
         pick_device(config.device)
@@ -76,6 +75,8 @@ class MLXPolicy:
         self.head = Head(self.model, frozen=config.adapter != "full")
         self.budgets, self.held = Budgets(config, usable, self._release), Held(moves=False)
         self.caches = Caches(self.model)
+        let_trees_attend(self.model)
+        self.shares_prompts = self.caches.pads_left  # both need attention without a window
         self.reference: dict[str, mx.array] = {}
         self.gradients: Any = None
         self.reset_optimizer()
@@ -91,11 +92,11 @@ class MLXPolicy:
 
     @property
     def ways(self) -> tuple[bool, ...]:
-        return (self.caches.pads_left,)
+        return self.shares_prompts, self.caches.pads_left
 
     @ways.setter
     def ways(self, used: tuple[bool, ...]) -> None:
-        (self.caches.pads_left,) = used
+        self.shares_prompts, self.caches.pads_left = used
 
     # ---- sampling ------------------------------------------------------------------------------
 
@@ -145,45 +146,17 @@ class MLXPolicy:
     # ---- scoring and training --------------------------------------------------------------------
 
     def _layouts(self, groups: Sequence[Group]) -> Iterator[Layout]:
-        """Micro-batches. Groups with prompts of alike length go together, for they get padded."""
-        if not self.caches.pads_left or all(len(g.completions) == 1 for g in groups):
-            yield from layouts(groups, self.budgets.training, shared=False)
-            return
-        prompts = [g.prompt for g in groups]
-        n = max(len(g.completions) for g in groups)
-        longest = max(len(c.tokens) for g in groups for c in g.completions)
-        budget = self.budgets.training
-
-        def fit(part: list[int]) -> bool:
-            return len(part) * n * (len(prompts[part[-1]]) + longest) <= budget
-
-        for part in stretches(by_length(prompts, range(len(groups))), fit):
-            for layout in layouts([groups[i] for i in part], budget, shared=True):
-                yield replace(layout, order=[(part[g], c) for g, c in layout.order])
+        return layouts(groups, self.budgets.training, self.shares_prompts)
 
     def _logp_N(self, layout: Layout, temperature: float, gradient: bool) -> mx.array:
         """log π of every completion token of one micro-batch, shape [N], float32."""
-        hidden_ND = self._plain(layout) if layout.is_causal else self._shared(layout)
+        if layout.tree is not None:
+            cache = TreeCache(layout.tree)
+            hidden_BLD = self.body(cache.token_T1, [cache] * len(self.body.layers))
+        else:  # one row per answer, right padded: no token sees the padding after it
+            hidden_BLD = self.body(mx.array(layout.token_BL))
+        hidden_ND = hidden_BLD.flatten(0, 1)[mx.array(layout.place_N)]
         return self.head.logp(hidden_ND, mx.array(layout.target_N), temperature, gradient)
-
-    def _plain(self, layout: Layout) -> mx.array:
-        """One row per answer, right padded: no token sees the padding after it."""
-        hidden_BLD = self.body(mx.array(layout.token_BL))
-        return hidden_BLD[mx.array(layout.row_N), mx.array(layout.col_N)]
-
-    def _shared(self, layout: Layout) -> mx.array:
-        """Each prompt once, then all answers, right padded, over its widened cache."""
-        prompts, answers, prompt_R = unpack(layout)
-        hidden_BD, cache = self.caches.prefill(prompts)
-        hidden_R1D = hidden_BD[mx.array(prompt_R)][:, None]
-        C = max(map(len, answers))
-        if C > 1:  # an answer's last token predicts nothing
-            token_RC = mx.array([[*a[:-1], *[0] * (C - len(a))] for a in answers])
-            pick_rows(cache, prompt_R)
-            hidden_R1D = mx.concatenate([hidden_R1D, self.body(token_RC, cache)], axis=1)
-        row_N = [r for r, answer in enumerate(answers) for _ in answer]
-        col_N = [t for answer in answers for t in range(len(answer))]
-        return hidden_R1D[mx.array(row_N), mx.array(col_N)]
 
     def logprobs(
         self, groups: Sequence[Group], temperature: float = 1.0, reference: bool = False

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from miniact.backends.held import Plan
-from miniact.backends.torch.attention import _widen
+from miniact.backends.torch.attention import widen
 
 Layer = tuple[torch.Tensor, torch.Tensor]  # keys, values
 
@@ -121,7 +121,7 @@ class SharedCache:
             kept[self.filling, :, : new.shape[2]] = new
         H = q.shape[1]
         out = F.scaled_dot_product_attention(
-            q, _widen(k, H), _widen(v, H), is_causal=True, scale=scale
+            q, widen(k, H), widen(v, H), is_causal=True, scale=scale
         )
         return out.transpose(1, 2)
 

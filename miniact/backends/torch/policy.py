@@ -1,8 +1,9 @@
 """The policy on PyTorch: sampling, log-probabilities, gradients. (The loading is in load.py.)
 
 Two ideas make it fit one consumer GPU. A prompt is computed once for all its answers, when sampling
-(one prefill, then the cache is widened) and when training (`layout.py` lays a group in one row).
-And logits exist only at the positions that predict completion tokens, a chunk at a time.
+(one prefill, then the cache is widened) and when training, where whatever begins alike is computed
+once (`layout.py` lays it out as a tree). And logits exist only at the positions that predict
+completion tokens, a chunk at a time.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from miniact.backends.layout import (
 from miniact.backends.memory import Budgets, until_it_fits
 from miniact.backends.models import ModelSource, end_tokens, load_tokenizer
 from miniact.backends.sampling import Drawn, Request, Room, cache_bytes, decode, sample
-from miniact.backends.torch.attention import PackedRow, no_mask, use_shared_attention
+from miniact.backends.torch.attention import no_mask, use_shared_attention
 from miniact.backends.torch.device import pick_device, pick_dtype
 from miniact.backends.torch.fast import merged, speed_up
 from miniact.backends.torch.head import Head
@@ -43,6 +44,7 @@ from miniact.backends.torch.load import attach, body_of, can_share_prompts, load
 from miniact.backends.torch.memory import release, usable
 from miniact.backends.torch.optimizer import fresh_adamw, load_state, save_state
 from miniact.backends.torch.sample import Keys, NoKeys, Rows, SharedKeys, WidenedKeys
+from miniact.backends.torch.tree import PackedRow
 from miniact.backends.trial import check
 from miniact.config.sections import ModelConfig
 from miniact.types import Completion, Group, Loss, Sample
@@ -185,7 +187,7 @@ class TorchPolicy:
         else:  # a row is one prompt and one answer, right padded: causal is right as it is
             token_BL = self._tensor(layout.token_BL)
             hidden_BLD = self.body(input_ids=token_BL, use_cache=False).last_hidden_state
-            hidden_ND = hidden_BLD[self._tensor(layout.row_N), self._tensor(layout.col_N)]
+            hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, self._tensor(layout.place_N))
         return self.head.logp(hidden_ND, self._tensor(layout.target_N), temperature)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:

@@ -1,0 +1,176 @@
+"""Sequences of tokens that begin alike → one row in which every beginning stands once.
+
+    a b c x y q r        row        a b c x y q r | d e f | p      position  0 … 6 | 3 4 5 | 5
+    a b c d e f          segments   └───────────┘   └───┘   ┴
+    a b c x y p          links      d e f see a b c;  p sees a b c x y
+
+A *segment* is a stretch of the row: its tokens see each other causally. A *link* lets all tokens of
+one stretch see all of another: what hangs on a segment sees it up to where it hangs. Together they
+are the whole attention mask, as triangles and rectangles: a token sees what its own sequence has
+before it. The tree is found in the tokens; what they mean, nobody here knows: the states of a
+trajectory, the question that is asked in each and the answers to it come out as three levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEAST = 8  # tokens; what saves fewer is computed again, for a link costs something too
+WIDTH = 128  # sides of a triangle, and queries of a rectangle, at most: their scores exist at once
+
+
+@dataclass(frozen=True)
+class Tree:
+    """T tokens in a row. `paths[i]`: the places in the row of the i-th sequence's tokens."""
+
+    token_T: np.ndarray  # int64
+    position_T: np.ndarray  # int64: how far from its sequence's beginning a token stands
+    segments: list[tuple[int, int]]  # (first place, end): they follow one another
+    links: list[tuple[int, int, int, int]]  # places first … end see places first … end
+    paths: list[np.ndarray]
+
+    def only(self, members: Sequence[int]) -> Tree:
+        """The same tree without what these sequences have no need of."""
+        used_T = np.zeros(len(self.token_T), dtype=bool)
+        for i in members:
+            used_T[self.paths[i]] = True
+        place_T = np.concatenate([[0], np.cumsum(used_T)])  # the new place of what stays
+
+        def stay(stretches: list) -> list:
+            moved = (tuple(place_T[list(ends)].tolist()) for ends in stretches)
+            return [ends for ends in moved if ends[0] < ends[1]]
+
+        return Tree(
+            self.token_T[used_T],
+            self.position_T[used_T],
+            stay(self.segments),
+            stay(self.links),
+            [place_T[self.paths[i]] for i in members],
+        )
+
+
+class _Growing:
+    def __init__(self, sequences: Iterable[Sequence[int]]) -> None:
+        self.rows = [np.asarray(tokens, dtype=np.int64) for tokens in sequences]
+        self.tree = Tree(np.zeros(0), np.zeros(0), [], [], [np.zeros(0)] * len(self.rows))
+        self.tokens: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
+        self.size = 0
+
+    def add(self, members: list[int], path: np.ndarray) -> None:
+        """Place these sequences, of which all begin with the tokens at the places `path`."""
+        start, alike = len(path), dict[bytes, list[int]]()
+        for i in members:
+            if len(self.rows[i]) == start:
+                self.tree.paths[i] = path
+            else:
+                alike.setdefault(self.rows[i][start : start + LEAST].tobytes(), []).append(i)
+        for bunch in alike.values():
+            self._add_bunch(bunch, path)
+
+    def _add_bunch(self, members: list[int], path: np.ndarray) -> None:
+        """The longest becomes one segment, and the others hang where they leave it."""
+        start, first = len(path), self.size
+        longest = self.rows[max(members, key=lambda i: len(self.rows[i]))]
+        self._write(longest[start:], start)
+        path = np.concatenate([path, np.arange(first, self.size)])
+        leaving: dict[int, list[int]] = {}
+        for i in members:
+            leaving.setdefault(_alike(longest, self.rows[i]), []).append(i)
+        for cut in sorted(leaving):
+            before = self.size
+            self.add(leaving[cut], path[:cut])
+            if self.size > before:
+                self.tree.links.append((before, self.size, first, first + cut - start))
+
+    def _write(self, token_L: np.ndarray, start: int) -> None:
+        self.tokens.append(token_L)
+        self.positions.append(np.arange(start, start + len(token_L)))
+        self.tree.segments.append((self.size, self.size + len(token_L)))
+        self.size += len(token_L)
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens two sequences share from their beginning on."""
+    n = min(len(a), len(b))
+    differs = a[:n] != b[:n]
+    return int(differs.argmax()) if differs.any() else n
+
+
+def grow(sequences: Sequence[Sequence[int]]) -> Tree:
+    """One row for all sequences. What hangs on a segment follows it, so links are stretches."""
+    growing = _Growing(sequences)
+    growing.add(list(range(len(sequences))), np.zeros(0, dtype=np.int64))
+    nothing = [np.zeros(0, dtype=np.int64)]
+    token_T, position_T = (
+        np.concatenate(x or nothing) for x in (growing.tokens, growing.positions)
+    )
+    tree = growing.tree
+    return Tree(token_T, position_T, tree.segments, tree.links, tree.paths)
+
+
+def fill(tree: Tree, max_tokens: int) -> list[list[int]]:
+    """Divide a tree's sequences into rows of at most max_tokens tokens, neighbours together.
+
+    A beginning that is needed in two rows is computed in both.
+    """
+    rows: list[list[int]] = [[]]
+    used_T, size = np.zeros(len(tree.token_T), dtype=bool), 0
+    for i in sorted(range(len(tree.paths)), key=lambda i: tree.paths[i][-1]):
+        path = tree.paths[i]
+        new = len(path) - int(used_T[path].sum())
+        if rows[-1] and size + new > max_tokens:
+            used_T[:], size, new = False, 0, len(path)
+            rows.append([])
+        used_T[path] = True
+        size += new
+        rows[-1].append(i)
+    return [row for row in rows if row]
+
+
+class Parts:
+    """A tree's attention in parts that need no mask. T tokens, X of them are branches.
+
+    roots       segments that hang on nothing, [n, L]: places in the row
+    branches    all other tokens. Each attends to its own segment, a triangle, and to every stretch
+                that it is linked to, a rectangle; long segments are cut into blocks
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        T = len(tree.token_T)
+        hangs_T = np.zeros(T, dtype=bool)
+        for first, end, *_ in tree.links:
+            hangs_T[first:end] = True
+        mine_T = np.cumsum(hangs_T) - hangs_T  # a branch token's place among its like
+        self.branch_X = np.flatnonzero(hangs_T)
+        self.roots = _by_length([s for s in tree.segments if not hangs_T[s[0]]])
+        blocks, links = _blocks([s for s in tree.segments if hangs_T[s[0]]])
+        self.triangles = [(mine_T[place_nC], place_nC) for place_nC in _by_length(blocks)]
+        self.rectangles = [
+            (int(mine_T[a]), int(mine_T[a]) + min(WIDTH, end - a), *keys)
+            for first, end, *keys in (*links, *tree.links)
+            for a in range(first, end, WIDTH)
+        ]  # queries first … end among the branches, keys first … end in the row
+        self.back_T = np.argsort(np.concatenate([*map(np.ravel, self.roots), self.branch_X]))
+
+
+def _by_length(segments: list[tuple[int, int]]) -> list[np.ndarray]:
+    """The places [n, C] of these segments, those of one length C together."""
+    firsts: dict[int, list[int]] = {}
+    for first, end in segments:
+        firsts.setdefault(end - first, []).append(first)
+    return [np.array(firsts_n)[:, None] + np.arange(C) for C, firsts_n in firsts.items()]
+
+
+def _blocks(segments: list[tuple[int, int]]) -> tuple[list, list]:
+    """Cut long segments into blocks, and link each to what comes before it in its segment."""
+    blocks, links = [], []
+    for first, end in segments:
+        for a in range(first, end, WIDTH):
+            blocks.append((a, min(a + WIDTH, end)))
+            if a > first:
+                links.append((*blocks[-1], first, a))
+    return blocks, links
