@@ -6,6 +6,7 @@ parallel.py   several processes, one policy: each computes a share of every call
 messages.py   what one process tells another
 models.py     where a model comes from: a folder, a GGUF file, a package, the hub, built in
 layout.py     groups → rows of tokens; the only place where targets are shifted
+tree.py       what begins alike stands in a row once: found, divided, and its attention in parts
 sampling.py   what is sampled together, the random numbers, the one decode loop
 held.py       keys of prompts sampled from before: what a new prompt need not compute again
 memory.py     this process's memory, and what to do where memory runs out

@@ -4,7 +4,8 @@ policy.py      sampling, log-probabilities, gradients, steps
 load.py        a Hugging Face model with QLoRA, LoRA or all weights to train
 sample.py      one prefill per prompt, then all answers a token at a time
 keys.py        keys and values while sampling: a prompt's once for all its answers
-attention.py   tokens that share a prompt, without a mask over everything
+attention.py   how a model is told to let tree.py and keys.py attend
+tree.py        attention over a tree of what begins alike, without a mask over everything
 head.py        from hidden states to log-probabilities, in pieces
 fast.py        LoRA and the gated MLP in fewer passes over memory
 device.py      which device, and in which precision

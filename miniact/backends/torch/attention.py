@@ -3,7 +3,7 @@
 Two objects compute it, one a pass, and both hold what a row shares once for all that share it:
 
     PackedRow (tree.py)    training: sequences that begin alike are a tree, in one row
-    SharedCache            sampling: a prompt's keys are read once per step, not once per answer
+    SharedCache (keys.py)  sampling: a prompt's keys are read once per step, not once per answer
 
 `use_shared_attention` tells a model to hand what its layers compute to `_attend`. Sizes: B prompts
 of P tokens, R answers, H heads (K of keys and values), D wide.
