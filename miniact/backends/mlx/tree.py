@@ -82,50 +82,60 @@ def _branches(parts: Parts, scale: float) -> Any:
 
     @mx.custom_function
     def attend(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-        out = mx.zeros((*q.shape[:3], v.shape[-1]), mx.float32)
-        lse = mx.zeros((*q.shape[:3], 1), mx.float32)
-        for mine_nC, place_nC in triangles:
-            s = _triangle(_few(q, mine_nC), _few(k, place_nC), scale)
-            x = mine_nC.flatten()
-            out_x, lse_x = _softmax(s, _few(v, place_nC))
-            out[:, x] = out_x.reshape(out.shape[0], len(x), *out.shape[2:])
-            lse[:, x] = lse_x.reshape(lse.shape[0], len(x), *lse.shape[2:])
-        for a, b, c, d in parts.rectangles:
-            s = _scores(q[:, a:b].flatten(1, 2), k[:, c:d], scale)
-            out_x, lse_x = _softmax(s, v[:, c:d])
-            whole = lse[:, a:b]
-            part = lse_x.reshape(whole.shape)
-            both = mx.logaddexp(whole, part)
-            part_out = out_x.reshape(out[:, a:b].shape) * mx.exp(part - both)
-            out[:, a:b] = out[:, a:b] * mx.exp(whole - both) + part_out
-            lse[:, a:b] = both
-        return out.astype(v.dtype), lse
+        return _forward((q, k, v), triangles, parts.rectangles, scale)
 
     @attend.vjp
     def _(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array, mx.array]:
-        (q, k, v), grad, (out, lse) = primals, cotangents[0], outputs
-        along = (grad * out).astype(mx.float32).sum(-1, keepdims=True)
-        dq, dk, dv = (mx.zeros(x.shape, mx.float32) for x in (q, k, v))
-        for mine_nC, place_nC in triangles:
-            x, y = mine_nC.flatten(), place_nC.flatten()
-            q_x, *whole = (_few(z, mine_nC) for z in (q, grad, lse, along))
-            k_y, v_y = _few(k, place_nC), _few(v, place_nC)
-            s = _triangle(q_x, k_y, scale)
-            dq_x, dk_y, dv_y = _backward(s, (q_x, k_y, v_y), whole, scale)
-            dq[:, x] = dq_x.reshape(dq.shape[0], len(x), *dq.shape[2:])
-            dk[:, y] = dk_y.reshape(dk.shape[0], len(y), -1)
-            dv[:, y] = dv_y.reshape(dv.shape[0], len(y), -1)
-        for a, b, c, d in parts.rectangles:
-            q_x, *whole = (z[:, a:b].flatten(1, 2) for z in (q, grad, lse, along))
-            k_y, v_y = k[:, c:d], v[:, c:d]
-            s = _scores(q_x, k_y, scale)
-            dq_x, dk_y, dv_y = _backward(s, (q_x, k_y, v_y), whole, scale)
-            dq[:, a:b] = dq[:, a:b] + dq_x.reshape(dq[:, a:b].shape)
-            dk[:, c:d] = dk[:, c:d] + dk_y
-            dv[:, c:d] = dv[:, c:d] + dv_y
-        return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+        whole = (cotangents[0], *outputs)  # the normaliser is not differentiated itself
+        return _gradients(primals, whole, triangles, parts.rectangles, scale)
 
     return attend
+
+
+def _forward(inputs: Any, triangles: Any, rectangles: Any, scale: float) -> Any:
+    q, k, v = inputs
+    out = mx.zeros((*q.shape[:3], v.shape[-1]), mx.float32)
+    lse = mx.zeros((*q.shape[:3], 1), mx.float32)
+    for mine_nC, place_nC in triangles:
+        s = _triangle(_few(q, mine_nC), _few(k, place_nC), scale)
+        x = mine_nC.flatten()
+        out_x, lse_x = _softmax(s, _few(v, place_nC))
+        out[:, x] = out_x.reshape(out.shape[0], len(x), *out.shape[2:])
+        lse[:, x] = lse_x.reshape(lse.shape[0], len(x), *lse.shape[2:])
+    for a, b, c, d in rectangles:
+        s = _scores(q[:, a:b].flatten(1, 2), k[:, c:d], scale)
+        out_x, lse_x = _softmax(s, v[:, c:d])
+        whole = lse[:, a:b]
+        part = lse_x.reshape(whole.shape)
+        both = mx.logaddexp(whole, part)
+        part_out = out_x.reshape(out[:, a:b].shape) * mx.exp(part - both)
+        out[:, a:b] = out[:, a:b] * mx.exp(whole - both) + part_out
+        lse[:, a:b] = both
+    return out.astype(v.dtype), lse
+
+
+def _gradients(inputs: Any, outputs: Any, triangles: Any, rectangles: Any, scale: float) -> Any:
+    (q, k, v), (grad, out, lse) = inputs, outputs
+    along = (grad * out).astype(mx.float32).sum(-1, keepdims=True)
+    dq, dk, dv = (mx.zeros(x.shape, mx.float32) for x in (q, k, v))
+    for mine_nC, place_nC in triangles:
+        x, y = mine_nC.flatten(), place_nC.flatten()
+        q_x, *whole = (_few(z, mine_nC) for z in (q, grad, lse, along))
+        k_y, v_y = _few(k, place_nC), _few(v, place_nC)
+        s = _triangle(q_x, k_y, scale)
+        dq_x, dk_y, dv_y = _backward(s, (q_x, k_y, v_y), whole, scale)
+        dq[:, x] = dq_x.reshape(dq.shape[0], len(x), *dq.shape[2:])
+        dk[:, y] = dk_y.reshape(dk.shape[0], len(y), -1)
+        dv[:, y] = dv_y.reshape(dv.shape[0], len(y), -1)
+    for a, b, c, d in rectangles:
+        q_x, *whole = (z[:, a:b].flatten(1, 2) for z in (q, grad, lse, along))
+        k_y, v_y = k[:, c:d], v[:, c:d]
+        s = _scores(q_x, k_y, scale)
+        dq_x, dk_y, dv_y = _backward(s, (q_x, k_y, v_y), whole, scale)
+        dq[:, a:b] = dq[:, a:b] + dq_x.reshape(dq[:, a:b].shape)
+        dk[:, c:d] = dk[:, c:d] + dk_y
+        dv[:, c:d] = dv[:, c:d] + dv_y
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 def _few(x: mx.array, index_nC: mx.array) -> mx.array:
