@@ -64,8 +64,8 @@ def notebook_of(tutorial: Path) -> Any:
     return nbformat.read(file, as_version=4)
 
 
-def test_there_are_ten():
-    assert [t.name[:2] for t in TUTORIALS] == [f"{n:02d}" for n in range(1, 11)]
+def test_there_are_eleven():
+    assert [t.name[:2] for t in TUTORIALS] == [f"{n:02d}" for n in range(11)]
 
 
 @pytest.mark.slow

@@ -3,4 +3,7 @@
 pictures.py  one look for all plots: panels, shares with their intervals, noisy curves
 drawings.py  the whole figures of 05 and 09
 weights.py   09: adapters and gradients of both backends under the same names
+look.py      00: a run folder as plain text, the stages' picture
+qlora.py     03: PEFT's layer, a wider tiny model, training
+pairs.py     04: kinds of mistakes, replays, prices
 """
