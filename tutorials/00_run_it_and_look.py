@@ -95,10 +95,10 @@ assert judged.reasoning == ""
 # its prompts leave no room for it. A larger model writes its reasons first, and they stand in
 # `reasoning`.
 #
-# **What you should see.** IL does most of the acting: it lifts the share of the expert's next actions. The critic
-# forgets its form meanwhile, and ACT brings it back: right choices rise. Few tasks are solved at this size, and
-# the intervals are wide: no single run shows more. Where is everything? In the run's folder; `miniact report
-# RUN` makes one page of it.
+# **What you should see.** IL does most of the acting: it lifts the share of the expert's next actions. The right
+# choices of the critic fall a little in IL and rise in ACT, by less than intervals this wide can show. The whole
+# `miniact run household`, a minute on an idle machine, shows it: there judgement went from 41 to 84 % in ACT. Few
+# tasks are solved at this size. Where is everything? In the run's folder; `miniact report RUN` makes one page of it.
 #
 # ## Exercise
 #

@@ -16,7 +16,8 @@ from miniact.tools.play import show_item
 
 def show(run: Path, what: str, number: int | None = None) -> None:
     """`miniact show RUN episode`, as text that a notebook keeps."""
-    show_item(run, what, None, number, Console(width=88, force_jupyter=False, no_color=True))
+    plain = Console(width=88, force_jupyter=False, force_terminal=False)
+    show_item(run, what, None, number, plain)
 
 
 def say(results: dict[str, Any]) -> None:
