@@ -38,6 +38,7 @@ from miniact.backends.common import model_folder
 from miniact.backends.launch import by_mlx
 from miniact.backends.messages import encode, to_group, to_loss, to_name, to_rows
 from miniact.backends.sampling import Request
+from miniact.backends.tree import divide
 from miniact.config.sections import ModelConfig
 from miniact.types import Group, Loss, Sample
 
@@ -222,14 +223,18 @@ class ParallelPolicy:
         self._load(config.path, "load", asdict(config), seed)
         self.tokenizer = member.policy.tokenizer
 
-    def _divided(self, costs: Sequence[float], name: str, *arguments: Any) -> list[Any]:
+    def _divided(self, parts: list[list[int]], name: str, *arguments: Any) -> list[Any]:
         """What all make of `name`, by the index of what was divided."""
-        parts = shares(costs, self.member.team.size)
-        results: list[Any] = [None] * len(costs)
+        results: list[Any] = [None] * sum(map(len, parts))
         for part, values in zip(parts, self.member.ask(name, parts, *arguments)):
             for i, value in zip(part, values, strict=True):
                 results[i] = value
         return results
+
+    def _parts(self, groups: Sequence[Group]) -> list[list[int]]:
+        """Groups for each process: what begins alike is computed once only within one."""
+        answers = [group.size - len(group.prompt) for group in groups]
+        return divide([group.prompt for group in groups], answers, self.member.team.size)
 
     def _load(self, what: Any, name: str, *arguments: Any) -> None:
         """Let all load `what`. UserError unless all hold the same weights and moments then."""
@@ -252,7 +257,7 @@ class ParallelPolicy:
     ) -> list[list[Sample]]:
         costs = [len(prompt) + n * max_tokens for prompt in prompts]
         how = {"n": n, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        answers = self._divided(costs, "sample", prompts, how)
+        answers = self._divided(shares(costs, self.member.team.size), "sample", prompts, how)
         return [
             [Sample(tuple(tokens), tuple(logps), text, stop) for tokens, logps, text, stop in rows]
             for rows in answers
@@ -261,14 +266,14 @@ class ParallelPolicy:
     def logprobs(
         self, groups: Sequence[Group], temperature: float = 1.0, reference: bool = False
     ) -> list[list[np.ndarray]]:
-        costs = [group.size for group in groups]
-        scored = self._divided(costs, "logprobs", to_rows(groups), temperature, reference)
+        parts = self._parts(groups)
+        scored = self._divided(parts, "logprobs", to_rows(groups), temperature, reference)
         return [[np.asarray(logp, np.float32) for logp in logps] for logps in scored]
 
     def forward_backward(
         self, groups: Sequence[Group], loss: Loss, temperature: float = 1.0
     ) -> dict[str, float]:
-        parts = shares([group.size for group in groups], self.member.team.size)
+        parts = self._parts(groups)
         named = to_name(loss)
         each = self.member.ask("forward_backward", parts, to_rows(groups), named, temperature)
         names = dict.fromkeys(name for metrics in each for name in metrics)

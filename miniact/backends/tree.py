@@ -131,6 +131,28 @@ def fill(tree: Tree, max_tokens: int) -> list[list[int]]:
     return [row for row in rows if row]
 
 
+def divide(sequences: Sequence[Sequence[int]], more: Sequence[int], ways: int) -> list[list[int]]:
+    """Divide sequences at about equal cost; those that begin alike stay together.
+
+    more: tokens of each beside its own, such as those of its answers.
+
+    >>> divide([[1, 2], [7], [1, 2, 3], [8]], [5, 6, 5, 6], 2)
+    [[0, 2], [1, 3]]
+    """
+    paths = grow(sequences).paths
+    order = sorted(range(len(paths)), key=lambda i: (paths[i][-1], i))
+    used: set[int] = set()
+    costs = []
+    for i in order:
+        costs.append(len(set(paths[i].tolist()) - used) + more[i])
+        used.update(paths[i].tolist())
+    middle = np.cumsum(costs) - np.array(costs) / 2
+    parts: list[list[int]] = [[] for _ in range(ways)]
+    for i, at in zip(order, middle):
+        parts[int(at / sum(costs) * ways)].append(i)
+    return [sorted(part) for part in parts]
+
+
 class Parts:
     """A tree's attention in parts that need no mask. T tokens, X of them are branches.
 

@@ -16,7 +16,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -198,23 +198,52 @@ class ExpertStates:
         step = self.file.step(self.members[which], number)
         return trajectory.state(step), trajectory.steps[step].action
 
-    def batch(self, step: int, size: int, seed: int) -> list[tuple[State, str]]:
+    def batch(
+        self, step: int, size: int, seed: int, neighbours: int = 1
+    ) -> list[tuple[State, str]]:
         """Batch number `step`, a function of its arguments alone: no data position to save."""
-        return [self[i] for i in shuffled(len(self), step, size, seed)]
+        return [self[i] for i in shuffled(len(self), step, size, seed, self.runs(neighbours))]
+
+    def runs(self, neighbours: int) -> tuple[int, ...]:
+        """Where runs of so many neighbouring states end; 0: of all states of a trajectory."""
+        return run_ends(self.file.lengths[self.members].tolist(), neighbours)
 
 
-def shuffled(n: int, step: int, size: int, seed: int) -> list[int]:
+def run_ends(lengths: Sequence[int], neighbours: int) -> tuple[int, ...]:
+    """Cut stretches of items into runs of so many; 0: not at all. Runs of 1 need no ends: ().
+
+    >>> run_ends([5, 2], 2), run_ends([5, 2], 0), run_ends([5, 2], 1)
+    ((2, 4, 5, 7), (5, 7), ())
+    """
+    if neighbours == 1:
+        return ()
+    ends, start = list[int](), 0
+    for length in lengths:
+        ends += [start + at for at in range(neighbours, length, neighbours)] if neighbours else []
+        start += length
+        ends.append(start)
+    return tuple(ends)
+
+
+def shuffled(n: int, step: int, size: int, seed: int, runs: tuple[int, ...] = ()) -> list[int]:
     """Batch number `step` of n items: every epoch in an order of its own, drawn from the seed.
+
+    runs: where stretches end that stay together in it; without, each item stands alone.
 
     >>> sorted(shuffled(4, 0, 2, seed=7) + shuffled(4, 1, 2, seed=7))
     [0, 1, 2, 3]
     """
-    return [int(_order(n, seed, at // n)[at % n]) for at in range(step * size, (step + 1) * size)]
+    places = range(step * size, (step + 1) * size)
+    return [int(_order(n, seed, at // n, runs)[at % n]) for at in places]
 
 
 @functools.lru_cache(maxsize=4)
-def _order(n: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(n)
+def _order(n: int, seed: int, epoch: int, runs: tuple[int, ...]) -> np.ndarray:
+    random = np.random.default_rng([seed, epoch])
+    if not runs:
+        return random.permutation(n)
+    stretches = np.split(np.arange(n), runs[:-1])
+    return np.concatenate([stretches[i] for i in random.permutation(len(stretches))])
 
 
 def collect(env: Env, split: str, n: int, seed: int, source: str) -> Iterator[Trajectory]:

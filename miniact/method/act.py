@@ -14,7 +14,7 @@ from functools import partial
 from miniact.config.sections import ACTConfig
 from miniact.data.trajectories import shuffled
 from miniact.method.controls.refresh import questions_at
-from miniact.method.pairs import draw_orders
+from miniact.method.pairs import draw_orders, neighbouring
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import choice_reward, judged
 from miniact.method.stage import Stage, needs, reinforce
@@ -26,7 +26,8 @@ def run(stage: Stage) -> None:
     prompter, config = stage.prompter, stage.config
     for step in stage.steps():
         asked = questions_at(stage, step)  # the same ones at every step, unless refresh_pairs
-        batch = [asked[i] for i in shuffled(len(asked), step, config.batch, stage.seed)]
+        runs = neighbouring(asked, config.neighbours)
+        batch = [asked[i] for i in shuffled(len(asked), step, config.batch, stage.seed, runs)]
         shown = draw_orders(batch, (stage.seed, step))
         prompts = [prompter.critic(s.state, s.actions, config.thinking) for s in shown]
         reinforce(stage, step, prompts, [partial(score, prompter, config, s) for s in shown])

@@ -23,7 +23,7 @@ def run(stage: Stage) -> None:
     prompter, config = stage.prompter, stage.config
     thoughts = own_thoughts(stage) if config.thinking else {}
     for step in stage.steps():
-        batch = stage.states.batch(step, config.batch, stage.seed)
+        batch = stage.states.batch(step, config.batch, stage.seed, config.neighbours)
         examples = []
         for state, action in batch:
             thought = thoughts.get(state.id)  # none where it never came to an end
@@ -46,7 +46,7 @@ def own_thoughts(stage: Stage) -> dict[str, str]:
         return dict(read_objects(file, lambda row: (row["state"], row["thought"])))
     config, thoughts = stage.config, {}
     n, used = len(stage.states), config.steps * config.batch
-    chosen = dict.fromkeys(shuffled(n, 0, used, stage.seed))
+    chosen = dict.fromkeys(shuffled(n, 0, used, stage.seed, stage.states.runs(config.neighbours)))
     states: list[State] = [stage.states[i][0] for i in chosen]
     for at in range(0, len(states), SAMPLED_AT_ONCE):
         batch = states[at : at + SAMPLED_AT_ONCE]

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 from miniact import UserError
 from miniact.backends.protocol import Policy
 from miniact.config.sections import PairsConfig
-from miniact.data.trajectories import ExpertStates
+from miniact.data.trajectories import ExpertStates, run_ends
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical, same_action
 from miniact.runs.files import field, read_objects
@@ -45,6 +46,12 @@ def choose_states(states: ExpertStates, per_trajectory: int, seed: int) -> list[
         chosen += sorted((start + rng.choice(int(length), take, replace=False)).tolist())
         start += int(length)
     return chosen
+
+
+def neighbouring(asked: Sequence[Question], neighbours: int) -> tuple[int, ...]:
+    """Where runs of so many questions about one trajectory end; 0: of all about it."""
+    of = (question.state.id.rpartition("#")[0] for question in asked)
+    return run_ends([len(list(same)) for _, same in groupby(of)], neighbours)
 
 
 def filter_alternatives(

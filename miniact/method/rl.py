@@ -18,7 +18,7 @@ from miniact.types import Reply, Sample, Scored, State
 def run(stage: Stage) -> None:
     prompter, config = stage.prompter, stage.config
     for step in stage.steps():
-        batch = stage.states.batch(step, config.batch, stage.seed)
+        batch = stage.states.batch(step, config.batch, stage.seed, config.neighbours)
         prompts = [prompter.action(state, config.thinking) for state, _ in batch]
         reinforce(stage, step, prompts, [partial(score, prompter, config, *s) for s in batch])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -183,6 +184,22 @@ def test_a_trajectory_longer_than_the_budget_is_done_in_parts():
     states = [{g for g, _ in x.order} for x in parts]
     assert all(max(s) - min(s) + 1 == len(s) for s in states)  # neighbours stay together
     assert sum(x.size for x in parts) < sum(len(g.prompt) for g in groups)
+
+
+@given(GROUPS, st.integers(1, 4))
+def test_groups_are_divided_once_each(groups, ways):
+    answers = [g.size - len(g.prompt) for g in groups]
+    parts = tree.divide([g.prompt for g in groups], answers, ways)
+    assert len(parts) == ways
+    assert sorted(i for part in parts for i in part) == list(range(len(groups)))
+
+
+def test_the_states_of_a_trajectory_stay_in_one_process():
+    groups = [*trajectory(4), *trajectory(4, turn=41), *trajectory(4, turn=42)]
+    groups = [replace(g, prompt=(i // 4,) * 9 + g.prompt) for i, g in enumerate(groups)]
+    mixed = [groups[i] for i in (0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11)]
+    parts = tree.divide([g.prompt for g in mixed], [27] * 12, 3)
+    assert sorted(parts) == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
 
 
 def test_prompts_that_share_nothing_stand_side_by_side():

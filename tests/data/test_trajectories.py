@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import tracemalloc
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -231,24 +232,41 @@ def test_states_of_a_split(tmp_path):
 
 
 @given(
-    st.lists(st.integers(1, 5), min_size=1, max_size=5), st.integers(1, 7), st.integers(0, 2**31)
+    st.lists(st.integers(1, 5), min_size=1, max_size=5),
+    st.integers(1, 7),
+    st.integers(0, 2**31),
+    st.integers(0, 3),
 )
 @settings(max_examples=50)
-def test_batches_visit_every_state_once_an_epoch(tmp_path_factory, lengths, size, seed):
+def test_batches_visit_every_state_once_an_epoch(tmp_path_factory, lengths, size, seed, together):
     path = tmp_path_factory.mktemp("batch") / "t.jsonl"
     file = write(path, *(simple(f"t{i}", n) for i, n in enumerate(lengths)))
     states, n = file.states("train"), sum(lengths)
     every = sorted(state.id for state, _ in states)
     epochs = 3
     steps = -(-epochs * n // size)
-    stream = [pair for step in range(steps) for pair in states.batch(step, size, seed)]
+    stream = [pair for step in range(steps) for pair in states.batch(step, size, seed, together)]
     assert len(stream) == steps * size
     for epoch in range(epochs):
         assert sorted(s.id for s, _ in stream[epoch * n : (epoch + 1) * n]) == every
     # a function of its arguments: another object, asked in another order, answers the same
     again = TrajectoryFile(path).states("train")
     for step in reversed(range(steps)):
-        assert again.batch(step, size, seed) == stream[step * size : (step + 1) * size]
+        assert again.batch(step, size, seed, together) == stream[step * size : (step + 1) * size]
+
+
+@pytest.mark.parametrize(("together", "runs"), [(1, 9), (2, 6), (3, 4), (0, 3)])
+def test_neighbours_stand_beside_each_other(tmp_path, together, runs):
+    file = write(tmp_path / "t.jsonl", *(simple(f"t{i}", n) for i, n in enumerate([5, 3, 1])))
+    batch = file.states("train").batch(0, 9, 4, together)
+    places = [(state.id.split("#")[0], int(state.id.split("#")[1])) for state, _ in batch]
+    follows = [a[0] == b[0] and a[1] + 1 == b[1] for a, b in pairwise(places)]
+    assert 9 - sum(follows) <= runs  # two runs may meet by chance
+    if together != 1:
+        starts = [b for b, follow in zip(places[1:], follows) if not follow]
+        assert all(at % (together or 9) == 0 for _, at in [places[0], *starts])
+    earlier = file.states("train").batch(0, 9, 4)
+    assert together != 1 or batch == earlier
 
 
 def test_the_order_depends_on_epoch_and_seed(tmp_path):
