@@ -178,12 +178,7 @@ class ILConfig(StageConfig):
     stage began, and then the expert's action.
     """
 
-    neighbours: int = key(
-        1,
-        "neighbouring states of one trajectory that a batch takes together; they share their "
-        "history, so a step is cheaper; 0: all of a trajectory",
-        low=0,
-    )
+    neighbours: int = key(1, "neighbouring states a batch takes together; 0: trajectories", low=0)
     max_tokens: int = key(256, "longest thought, in tokens; one that is longer is left out", low=1)
 
 
@@ -191,12 +186,7 @@ class ILConfig(StageConfig):
 class GRPOConfig(StageConfig):
     """Keys of the RL stages: `act` (rewards the choice), `rl` (the action), and one's own."""
 
-    neighbours: int = key(
-        1,
-        "neighbouring states of one trajectory that a batch takes together; they share their "
-        "history, so a step is cheaper; 0: all of a trajectory",
-        low=0,
-    )
+    neighbours: int = key(1, "neighbouring states a batch takes together; 0: trajectories", low=0)
     group_size: int = key(8, "answers per prompt (G); an advantage needs at least 2", low=2)
     temperature: float = key(1.0, "sampling temperature; no top-p: sampled = scored", low=1e-3)
     max_tokens: int = key(24, f"longest answer, in tokens; {OPEN}", low=0)
