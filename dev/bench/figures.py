@@ -127,7 +127,7 @@ def draw_prompts(results: list[dict[str, Any]], file: Path) -> None:
 
 
 def draw_states(results: list[dict[str, Any]], file: Path) -> None:
-    """Seconds per step over the tokens of the trajectory so far, one line per side."""
+    """Seconds per step over the tokens of all prompts, shared ones once: one line per side."""
     panels = {"imitation": ("il", "training"), "ACT, training": ("act", "training")}
     panels["ACT, sampling"] = ("act", "sampling")
     stages = {r["work"]["stage"] for r in results}
@@ -135,10 +135,10 @@ def draw_states(results: list[dict[str, Any]], file: Path) -> None:
     figure, axes = _axes(len(chosen))
     for axis, (title, (stage, part)) in zip(axes, chosen.items()):
         mine = [r for r in results if r["work"]["stage"] == stage]
-        xs = [r["work"]["longest_prompt"] for r in mine]
+        xs = [r["work"]["tree_tokens"] for r in mine]
         for name in mine[0]["sides"]:
             _line(axis, xs, [r["sides"][name][f"{part}_s"] for r in mine], name)
-        _finish(axis, title, "tokens of the trajectory")
+        _finish(axis, title, "tokens of all prompts, shared ones once")
         above = axis.secondary_xaxis("top")
         above.set_xticks(xs, [str(r["work"]["states"]) for r in mine])
         above.set_xlabel("states T", fontsize=8)
