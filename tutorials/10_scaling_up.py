@@ -208,13 +208,14 @@ for on in (False, True):
     if len(measured[on]):  # on Linux
         ratio = measured[on] / planned[on]
         print("measured / planned:", *(f"{x:.2f}" for x in ratio), f" checkpointing: {on}")
-        assert abs(ratio[-1] - 1) < 0.2, "the largest batch, where fixed costs no longer matter"
+        assert 0.55 < ratio[-1] < 1.2, "the largest batch, where fixed costs no longer matter"
 
 # %%
 draw_peaks(np.array(batches) * (p + g * c), planned, measured)
 
 # %% [markdown]
-# **What you should see.** Dots close to the planned lines. That is the evidence there is. For a GPU the same
+# **What you should see.** Straight rows of dots, at the planned lines or under them: a pass never keeps more
+# than planned, and the ratios say how much less. That is the evidence there is. For a GPU the same
 # formulas stand unchecked, and they leave out what its allocator wastes between blocks: plan with room
 # to spare.
 #
