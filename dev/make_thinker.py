@@ -8,12 +8,12 @@ goals no other split has, and trains a small Llama on what was played there, rep
     reflection       state, two actions and what they led to → thoughts on the first, and it
 
 The player (`Player`) is skilled in some of its moves and random in the others, in a share that is
-drawn for each episode. When skilled it does what its task needs next, by what it has read; where it
-must search, it goes round the room. A thought is one to three true sentences of household_facts.py:
-of a skilled move mostly its reasons, of another any that are true. So the base knows the words, the
-form of an answer, how thoughts and actions belong together, and something of what tasks need. What
-to think of, and which of two actions is better, nothing tells it: in a critic's example chance
-picks the answer, and then thoughts that concern it.
+drawn for each episode; now and then it tries what does not apply. When skilled it does what its
+task needs next, by what it has read; where it must search, it goes through the room by the
+alphabet. A thought is a few true sentences of household_facts.py: of a skilled move its reasons, of
+another any that are true. So the base knows the words, the form of an answer, how thoughts and
+actions belong together, and something of what tasks need. Which of two actions is better nothing
+tells it: in a critic's example chance picks the answer, and then thoughts that concern it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tokenizers import normalizers
 from miniact.cli.common import friendly
 from miniact.config.sections import PromptConfig
 from miniact.envs import Env, make_env
-from miniact.envs.household import PLAY
+from miniact.envs.household import NOTHING, PLACES, PLAY
 from miniact.envs.household_facts import LAMP, TOOLS, Known, kind_of, read, things
 from miniact.method.prompts import Prompter
 from miniact.types import Completion, Group, State
@@ -60,12 +60,15 @@ SIZES = {"hidden_size": 128, "intermediate_size": 288, "num_hidden_layers": 4}  
 PROMPT = PromptConfig(
     form="tags", wording="builtin:plain", show_admissible=False, history=20, max_tokens=768
 )
-THINKS = 0.8  # share of the action examples that have a thought
-JUDGES, REFLECTS = 0.35, 0.05  # share of critic examples, and of reflections; the rest are actions
-REPLIES = 8  # to one prompt
-SKILL = (0.2, 1.0)  # share of an episode's moves that are skilled, drawn uniformly from here
-AGAIN = 0.05  # share of the other moves that do once more what was done, whether it applies or not
+THINKS = 0.85  # share of the action examples that have a thought
+JUDGES, REFLECTS = 0.2, 0.03  # share of critic examples, and of reflections; the rest are actions
+REPLIES = 4  # to one prompt
+SKILL = (0.4, 1.0)  # share of an episode's moves that are skilled, drawn uniformly from here
+# Share of moves that do not apply, and of those that are then made once more. They are played and
+# never learned, so that the base has been where its own mistakes will bring it.
+BLUNDERS, AGAIN = 0.1, 0.4
 MOST = 20  # steps of an episode
+ANYWHERE = sorted(PLACES)
 
 
 # ---- play --------------------------------------------------------------------------------------
@@ -80,7 +83,11 @@ class Plan:
 
 
 class Player:
-    """Plays by what it has read. Reads nothing of the world but the actions that apply now."""
+    """Plays by what it has read. Reads nothing of the world but the actions that apply now.
+
+    The reasons of a move are a chain: each sentence needs no more than one look at the prompt, or
+    at the sentence before it, and the move follows from the last ones.
+    """
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -88,77 +95,93 @@ class Player:
     def plan(self, known: Known, actions: Sequence[str]) -> Plan:
         """What the task needs next."""
         hand = known.hand
+        holds = f"i hold {hand or 'nothing'}"
         if not hand:
-            return self._fetch(known)
+            return self._fetch(known, holds)
         if kind_of(hand) != known.object:
             return self._put_down(known, actions)
-        holds = f"i hold {hand}"
         if known.how == "light":
             lamps = known.of_kind(LAMP)
             if not lamps:
-                return self._search(known, LAMP)
+                return self._search(known, (holds, f"light needs {LAMP} 1"), LAMP)
             place = known.where[lamps[0]]
-            reach = self._reach(known, place, (holds, f"i saw {lamps[0]} on {place}"))
-            return reach or Plan(f"use {lamps[0]}", (holds, f"light needs {lamps[0]}"))
+            reasons = (holds, f"light needs {lamps[0]}", f"i saw {lamps[0]} on {place}")
+            return self._at(known, place, reasons, f"use {lamps[0]}")
         if not known.ready(hand):
             verb, tool = known.verb, f"{TOOLS[known.verb]} 1"
             reasons = (holds, f"i must {verb} {known.object}", f"{verb} needs {tool}")
-            if known.at != tool:
-                return Plan(f"go to {tool}", reasons)
-            return Plan(f"{verb} {hand} with {tool}", (holds, f"i am at {tool}", reasons[1]))
-        return self._deliver(known)
+            action = f"{verb} {hand} with {tool}"
+            if known.at == tool:
+                return Plan(action, (*reasons, f"i am at {tool}"))
+            return Plan(f"go to {tool}", (*reasons, *here(known)))
+        return self._deliver(known, holds)
 
-    def _fetch(self, known: Known) -> Plan:
+    def _fetch(self, known: Known, holds: str) -> Plan:
         takeable = [
             (not known.ready(name), name)
             for name in known.of_kind(known.object)
             if not (known.how == "two" and kind_of(known.where[name]) == known.target)
         ]
         if not takeable:
-            return self._search(known, known.object)
+            return self._search(known, (holds,), known.object)
         name = min(takeable)[1]
         place = known.where[name]
-        reasons = (known.goal(), "i hold nothing", f"i saw {name} on {place}")
-        return self._reach(known, place, reasons) or Plan(f"take {name} from {place}", reasons)
+        reasons = (holds, f"i saw {name} on {place}")
+        return self._at(known, place, reasons, f"take {name} from {place}")
 
-    def _search(self, known: Known, kind: str) -> Plan:
-        """Go round the room as it was listed: where things usually are it does not know."""
-        place = next_left(known)
-        why = f"{place} not searched" if place else f"i hold {known.hand or 'nothing'}"
-        place = place or self.rng.choice(known.places)
+    def _search(self, known: Known, reasons: tuple[str, ...], kind: str) -> Plan:
+        """Go round by the alphabet: where things usually are it does not know."""
         # of two, the first may lie where it belongs: then it has seen one
         none = () if known.of_kind(kind) else (f"i saw no {kind}",)
-        reasons = (known.goal(), *none, why)
-        return self._reach(known, place, reasons) or Plan(f"examine {place}", reasons)
+        place = next_left(known)
+        if not place:  # all was searched
+            elsewhere = [place for place in known.places if place != known.at]
+            return Plan(f"go to {self.rng.choice(elsewhere)}", (*reasons, *none))
+        return self._at(
+            known, place, (*reasons, *none), f"examine {place}", f"{place} not searched"
+        )
 
     def _put_down(self, known: Known, actions: Sequence[str]) -> Plan:
-        here = [a for a in actions if a.startswith("move ")]
-        action = here[0] if here else f"go to {self.rng.choice(known.places)}"
+        moves = [a for a in actions if a.startswith("move ")]
+        elsewhere = [place for place in known.places if place != known.at]
+        action = moves[0] if moves else f"go to {self.rng.choice(elsewhere)}"
         return Plan(action, (known.goal(), f"i hold {known.hand}"))
 
-    def _deliver(self, known: Known) -> Plan:
+    def _deliver(self, known: Known, holds: str) -> Plan:
         targets = [p for p in known.places if kind_of(p) == known.target]
         begun = [p for n, p in known.where.items() if known.ready(n) and p in targets]
-        place = begun[0] if known.how == "two" and begun else self.rng.choice(targets)
-        if known.at in targets and not begun:
+        place = begun[0] if known.how == "two" and begun else targets[0]
+        if known.at in targets and not (known.how == "two" and begun):
             place = known.at
         treated = (f"{known.hand} {known.how}",) if known.verb else ()
-        reasons = (f"i hold {known.hand}", *treated, known.goal())
-        reach = self._reach(known, place, reasons)
-        return reach or Plan(f"move {known.hand} to {place}", reasons)
+        reasons = (holds, *treated, known.goal())
+        return self._at(known, place, reasons, f"move {known.hand} to {place}")
 
-    def _reach(self, known: Known, place: str, reasons: tuple[str, ...]) -> Plan | None:
+    def _at(
+        self, known: Known, place: str, reasons: tuple[str, ...], action: str, last: str = ""
+    ) -> Plan:
+        """The action, if it can be done where the agent stands; else what brings it nearer."""
         if known.at != place:
-            return Plan(f"go to {place}", reasons)
-        return (
-            Plan(f"open {place}", (*reasons, f"{place} closed")) if place in known.closed else None
-        )
+            return Plan(f"go to {place}", (*reasons, *here(known), *([last] if last else [])))
+        if place in known.closed:
+            return Plan(f"open {place}", (*reasons, *here(known), f"{place} closed"))
+        return Plan(action, (*reasons, *here(known)))
+
+
+def here(known: Known) -> tuple[str, ...]:
+    return (f"i am at {known.at}",) if known.at else ()
 
 
 def next_left(known: Known) -> str:
-    """The first place that has not been searched, from where the agent stands on; "": none."""
-    at = known.places.index(known.at) if known.at in known.places else 0
-    round_trip = [*known.places[at:], *known.places[:at]]
+    """The next place that has not been searched, by the alphabet, from where the agent stands.
+
+    By an order that is always the same, not by the room's own: to look up what follows a place in a
+    list is far harder for so small a model than to know by heart what follows it in every list.
+    """
+    later = [place for place in sorted(known.places) if place > known.at]
+    round_trip = [*later, *(place for place in sorted(known.places) if place <= known.at)]
+    if known.at in known.closed:
+        round_trip.insert(0, known.at)
     return next((place for place in round_trip if place not in known.searched), "")
 
 
@@ -182,28 +205,33 @@ def play(env: Env, rng: random.Random) -> Iterator[list[Visit]]:
                     State(task_id, task, tuple(history), turn.observation), env.admissible() or ()
                 )
                 visits.append(visit)
-                taken, _ = move(visit, read(visit.state), player, skill)
+                taken = blunder(visit, rng) or move(visit, read(visit.state), player, skill)[0]
                 history.append((turn.observation, taken))
                 turn = env.step(taken)
             yield visits
+
+
+def blunder(visit: Visit, rng: random.Random) -> str:
+    """Now and then an action that does not apply; "": none this time."""
+    state = visit.state
+    if state.observation == NOTHING and rng.random() < AGAIN:
+        return state.history[-1][1]
+    if rng.random() >= BLUNDERS:
+        return ""
+    tried = [action for _, action in state.history if action not in visit.actions]
+    verb, place = rng.choice(("go to", "open")), f"{rng.choice(ANYWHERE)} {rng.randint(1, 2)}"
+    action = rng.choice(tried) if tried and rng.random() < 0.5 else f"{verb} {place}"
+    return "" if action in visit.actions else action
 
 
 def move(visit: Visit, known: Known, player: Player, skill: float) -> tuple[str, list[str]]:
     """One move and the thought before it."""
     rng = player.rng
     if rng.random() >= skill:
-        tried = [action for _, action in visit.state.history]  # some of it applies no more
-        again = tried and rng.random() < AGAIN
-        action = rng.choice(tried) if again else random_action(visit.actions, rng)
+        action = random_action(visit.actions, rng)
         return action, concerning(action, known, rng)
     plan = player.plan(known, visit.actions)
-    *others, decisive = plan.reasons
-    thought = [reason for reason in others if rng.random() < 0.5]
-    if rng.random() < 0.9 or not thought:
-        thought.append(decisive)
-    if rng.random() < 0.2:
-        thought.insert(rng.randrange(len(thought) + 1), any_fact(known, rng))
-    return plan.action, list(dict.fromkeys(thought))[:4]
+    return plan.action, list(plan.reasons)
 
 
 def any_fact(known: Known, rng: random.Random) -> str:
@@ -331,12 +359,13 @@ def pretrain(out: Path, seed: int, steps: int, batch: int, console: Console) -> 
     tokenizer = tokenizer_for(env, seed)
     stream = examples(Prompter(tokenizer, PROMPT), env, random.Random(seed + 1))
     how = (seed, steps, batch)
-    tiny_llama.pretrain(out, tokenizer, stream, how, console, **SIZES)
+    # few tokens at once: what so small a model computes then stays in the processor's cache
+    tiny_llama.pretrain(out, tokenizer, stream, how, console, at_once=2048, **SIZES)
     env.close()
 
 
 @click.command()
-@options(steps=4000, batch=12, unit="Prompts")
+@options(steps=3600, batch=24, unit="Prompts")
 @friendly
 def main(out, seed, steps, batch):  # type: ignore[no-untyped-def]
     """Make the tiny base model from play of mixed skill."""

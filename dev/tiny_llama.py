@@ -103,14 +103,18 @@ def pretrain(
     stream: Iterator[Group],
     how: tuple[int, int, int],
     console: Console,
+    at_once: int = 16384,
     **sizes: Any,
 ) -> None:
-    """Make a model in folder `out` (Hugging Face format). how: (seed, steps, groups in a step)."""
+    """Make a model in folder `out` (Hugging Face format). how: (seed, steps, groups in a step).
+
+    at_once: tokens in a micro-batch.
+    """
     seed, steps, batch = how
     with whole_folder(out) as part:
         tokenizer.save_pretrained(part)
         init_llama(part, tokenizer, seed, **sizes)
-        config = ModelConfig(path=str(part), adapter="full", max_tokens_per_batch=16384)
+        config = ModelConfig(path=str(part), adapter="full", max_tokens_per_batch=at_once)
         policy = load_policy(config, seed)
         with Bar(console, "pretrain") as bar:
             bar.start(steps)

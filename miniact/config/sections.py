@@ -29,7 +29,10 @@ LIMITS = {  # limit of answers: what they hold, the key that says whether they t
 class ModelConfig:
     """The model, and how it is trained."""
 
-    path: str = key("builtin:tiny", "model folder, .gguf, pypi:PACKAGE, builtin:tiny or hub name")
+    path: str = key(
+        "builtin:tiny",
+        "model folder, .gguf, pypi:PACKAGE, hub name, builtin:tiny or :thinker",
+    )
     backend: str = key(
         "auto",
         "library that computes; auto: MLX on Apple silicon where it is installed, else PyTorch",

@@ -46,7 +46,7 @@ _HELD_OUT = frozenset(
     for word in text.split()
     if word.endswith("*")
 )
-_PLACES = {place for places in _FITS.values() for place in places} - {LAMP}
+PLACES = {place for places in _FITS.values() for place in places} - {LAMP}
 _OBJECTS = {kind: text.split() for kind, text in _TABLES["objects"].items()}
 
 
@@ -137,12 +137,12 @@ def _furnish(rng: random.Random, room: Room, kinds: list[str], goal: Goal) -> di
 def _senseless(rng: random.Random, task: str) -> tuple[Room, Goal]:
     """A room and a goal of the play split: any places, and a target where the object never fits."""
     treatment = TREATMENTS.get(task)
-    targets = [LAMP] if task == "look_at_light" else sorted(_PLACES)
+    targets = [LAMP] if task == "look_at_light" else sorted(PLACES)
     names = sorted(treatment.objects if treatment else set(_FITS) - {LAMP})
     goals = [Goal(name, t) for name in names for t in targets if t not in _FITS[name]]
     name, target = rng.choice(goals)
     kinds = [*({target} - {LAMP}), *([treatment.tool] if treatment else [])]
-    more = [kind for kind in sorted(_PLACES) * 2 + ["cabinet", "drawer"] if kind not in kinds]
+    more = [kind for kind in sorted(PLACES) * 2 + ["cabinet", "drawer"] if kind not in kinds]
     kinds += rng.sample(more, rng.randint(6, 8) - len(kinds))
     rng.shuffle(kinds)
     room = Room("", _numbered(kinds))
@@ -407,7 +407,7 @@ class Household:
 
     def _search(self, kind: str) -> str | None:
         """Uncover the place at hand if it may hold one, else the likeliest place not seen yet."""
-        homes = sorted(_PLACES) if self._anywhere else _FITS[kind]
+        homes = sorted(PLACES) if self._anywhere else _FITS[kind]
         fits = [k for k in homes if k != self._goal.target]
         unseen = [p for p in self._places if p not in self._seen and kind_of(p) in fits]
         return self._reach(min(unseen, key=lambda p: (p != self._at, fits.index(kind_of(p)))))

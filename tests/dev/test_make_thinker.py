@@ -75,8 +75,19 @@ def test_in_critic_texts_the_choice_is_a_fair_coin_and_the_thought_is_about_it(p
             if things(shown[choice]):
                 about[bool(thought & things(shown[choice]))] += 1
     n = sum(chosen.values())
-    assert n > 500 and abs(chosen[True] / n - 0.5) < 3 * (0.25 / n) ** 0.5 * 2  # 8 replies a prompt
+    assert n > 500 and abs(chosen[True] / n - 0.5) < 3 * (0.25 / n) ** 0.5 * 2  # 4 replies a prompt
     assert about[True] > 0.75 * sum(about.values())
+
+
+def test_blunders_are_played_and_never_learned(prompter, visits):
+    """Some moves of the histories do nothing; each that a reply holds applies."""
+    seen = [pair[0] for visit in visits for pair in visit.state.history]
+    assert 0.03 < seen.count("Nothing happens.") / len(seen) < 0.25
+    player = maker.Player(random.Random(6))
+    for visit in visits[:200]:
+        for completion in maker.action_example(prompter, visit, player).completions:
+            taken = prompter.parse_action(text_of(prompter, completion.tokens[:-1]))
+            assert " ".join(taken.split()) in visit.actions
 
 
 def test_the_player_is_of_mixed_skill(world):
