@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import make_thinker as maker
 import pytest
+from rich.console import Console
 
+from miniact.backends.models import find_model
+from miniact.config import load_config
 from miniact.envs import make_env
 from miniact.envs.household_facts import check, read, things
+from miniact.experiments.pipeline import run_recipe
 from miniact.method.prompts import Prompter
+from miniact.runs.files import read_json
 from miniact.types import State
 
 
@@ -112,9 +119,25 @@ def test_the_player_is_of_mixed_skill(world):
 def test_the_same_seed_makes_the_same_bytes(tmp_path):
     from io import StringIO
 
-    from rich.console import Console
-
     for name in ("a", "b"):
         maker.pretrain(tmp_path / name, seed=1, steps=2, batch=2, console=Console(file=StringIO()))
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.slow
+def test_the_one_that_ships_is_a_beginner_that_acts_better_when_it_thinks(tmp_path):
+    """What its card says (docs/thinking.md), on fewer episodes."""
+    folder = Path(find_model("builtin:thinker").path)
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 4e6
+    sizes = ["eval.episodes=48", "eval.splits=id", "eval.states=0", "eval.pairs=20"]
+    config = load_config("household-thinking", ["seed=9", "stage.act.steps=0", *sizes])
+    run_recipe(replace(config, recipe=["act"]), tmp_path / "run", Console(quiet=True))
+    stages = tmp_path / "run" / "stages"
+    plain, thinking = (
+        read_json(stages / name / "eval.json") for name in ("0-base", "0-base-thinking")
+    )
+    success = [ev["splits"]["id"]["success"]["value"] for ev in (plain, thinking)]
+    assert success[0] < 0.12 < success[1] < 0.5, success
+    assert thinking["thoughts"]["act"]["true"]["value"] > 0.7
+    assert thinking["judgement"]["valid"]["value"] > 0.8

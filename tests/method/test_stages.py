@@ -32,8 +32,12 @@ def world(tmp_path, tokenizer):
     states = TrajectoryFile(tmp_path / "t.jsonl").states("train")
     pairs = [Question(State(f"s{i}", "walk", (), f"room {i}"), "good", ("bad",)) for i in range(6)]
 
-    def run(stage, config, script):  # type: ignore[no-untyped-def]
+    def run(stage, config, script, logps=None):  # type: ignore[no-untyped-def]
         policy = FakePolicy(tokenizer, script)
+        if logps:
+            policy.logprobs = lambda groups: [
+                [logps(c.tokens) for c in group.completions] for group in groups
+            ]
         prompter = Prompter(tokenizer, PromptConfig(max_tokens=4000))
         with RunFolder(tmp_path / "run") as folder:
             log = StageLog(folder, 1, "x", Bar(Console(file=StringIO()), "x"))
@@ -158,3 +162,19 @@ def test_il_with_thinking_keeps_the_thoughts_of_its_start(world, tokenizer, tmp_
         checkpoint.rename(checkpoint.with_name("gone.part"))
     again = world(il, config, lambda p, i: "another policy by now")
     assert again.policy.prompts == [] and again.policy.trained == result.policy.trained
+
+
+def test_il_imitates_the_thought_that_leads_best_to_the_experts_action(world, tokenizer):
+    """Of four thoughts the third; the thought's own likelihood does not count."""
+
+    def logps(tokens):
+        likely = "idea 2" in tokenizer.decode(tokens)
+        logp = np.full(len(tokens), -9.0 if likely else -0.1)  # of an unlikely thought …
+        logp[-answer - 1 :] = -0.1 if likely else -9.0  # … which the action follows from
+        return logp
+
+    answer = len(tokenizer("<action>go 1</action>", add_special_tokens=False)["input_ids"])
+    config = ILConfig(steps=2, batch=2, thinking=True)
+    result = world(il, config, lambda p, i: f"idea {i}. <action>stay</action>", logps)
+    replies = [tokenizer.decode(g.completions[0].tokens) for g in result.policy.trained]
+    assert len(replies) == 4 and all(reply.startswith("idea 2.") for reply in replies)
