@@ -36,6 +36,7 @@ from miniact.method.grpo import advantages
 from miniact.method.pairs import questions, read_pairs
 from miniact.method.prompts import Prompter
 from miniact.method.rewards import canonical
+from miniact.tools.thoughts import show_thoughts
 from miniact.types import Completion, Group, Sample
 
 RUN = Path(tempfile.mkdtemp()) / "run"
@@ -243,15 +244,25 @@ print(f"{100 * by_judgement:+.1f} by judgement")
 # ## 6 · What a critic thinks
 #
 # This critic answers at once. One that thinks before it chooses can be right for a wrong reason, so two
-# more questions arise: is what it thinks true, and does its choice follow from it? In the household
-# world, whose rules are known, both can be checked sentence by sentence:
-#
-#     miniact show RUN thoughts
-#
-# prints, for every stage of a run with `stage.act.thinking: true`, what kinds of sentences the model
-# thinks in, the share of them that is true, how often the answer follows, and one held-out question
-# with the thoughts after each stage side by side. Watch the curve `reply_tokens` of such a run too: it
-# is the first sign of reasoning, or of rambling.
+# more questions arise: is what it thinks true, and does its choice follow from it? `builtin:thinker`, the
+# other model that ships, reasons in sentences about the household world, whose rules are known, so each
+# sentence can be checked against what the agent has been shown. A short ACT of it:
+
+# %%
+THINKING = RUN.with_name("thinking")
+SIZES = "env.train_tasks=40 env.heldout_tasks=20 pairs.states_per_trajectory=4 stage.act.steps=12"
+EVAL = "eval.episodes=0 eval.states=0 eval.pairs=60 stage.act.lr=6e-4"
+config = load_config("household-thinking", ["recipe=act", *SIZES.split(), *EVAL.split()])
+start_run(config, THINKING, Console(quiet=True))
+show_thoughts(THINKING, None, Console(width=96))
+
+# %% [markdown]
+# **How to read it.** Each row is a kind of sentence: "i hold nothing" (hand), "desk 2 not searched" (left),
+# "i saw apple 1 on desk 2" (seen), "light needs desklamp 1" (tool). First its share of all sentences, then
+# how much of it is true. ACT looks at no sentence, only at the choice, and yet what is thought may shift:
+# sentences that go before right choices become more frequent, whether they are true or not. *Answer
+# follows* is the share of choices that are about a thing which the thought mentions. Under the table the
+# same held-out question, before and after. `miniact show RUN thoughts -n 3` prints another.
 #
 # ## Exercise
 #

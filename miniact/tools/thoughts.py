@@ -23,6 +23,8 @@ def show_thoughts(folder: Path, number: int | None, console: Console) -> None:
         (file.parent for file in folder.glob("stages/*/eval.json")),
         key=lambda path: (number_of(path.name), path.name),
     )
+    if any(stage.name == "0-base-thinking" for stage in stages):  # the same critic, asked alike
+        stages = [stage for stage in stages if stage.name != "0-base"]
     measured = {stage.name: read_json(stage / "eval.json").get("thoughts", {}) for stage in stages}
     for who, when in WHO.items():
         columns = {name: thoughts[who] for name, thoughts in measured.items() if who in thoughts}
