@@ -17,6 +17,7 @@ common.py     checks of what is to be loaded, alike for both
 torch/        PyTorch
 mlx/          MLX, the same on a Mac
 tiny/         the model that ships with miniact, made by dev/make_tiny.py
+thinker/      the one that reasons before it answers, made by dev/make_thinker.py
 """
 
 import logging
