@@ -177,8 +177,8 @@ class StageConfig:
 class ILConfig(StageConfig):
     """Imitation learning: cross-entropy on the expert's actions.
 
-    With `thinking` the reply to imitate is a thought that the policy itself had in that state when
-    the stage began, of four the one that leads best to it, and then the expert's action.
+    With `thinking` the action has a thought before it: one of four that the policy had in that
+    state when the stage began, that which leads best to the action.
     """
 
     neighbours: int = key(1, "neighbouring states a batch takes together; 0: trajectories", low=0)
