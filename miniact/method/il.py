@@ -51,7 +51,8 @@ def own_thoughts(stage: Stage) -> dict[str, str]:
     file = stage.log.folder / "thoughts.jsonl"
     if stage.log.key and file.is_file():
         return dict(read_objects(file, lambda row: (row["state"], row["thought"])))
-    config, thoughts = stage.config, {}
+    config = stage.config
+    thoughts: dict[str, str] = {}
     n, used = len(stage.states), config.steps * config.batch
     chosen = dict.fromkeys(shuffled(n, 0, used, stage.seed, stage.states.runs(config.neighbours)))
     examples = [stage.states[i] for i in chosen]
