@@ -29,10 +29,7 @@ LIMITS = {  # limit of answers: what they hold, the key that says whether they t
 class ModelConfig:
     """The model, and how it is trained."""
 
-    path: str = key(
-        "builtin:tiny",
-        "model folder, .gguf, pypi:PACKAGE, hub name, builtin:tiny or :thinker",
-    )
+    path: str = key("builtin:tiny", "folder, .gguf, pypi:PACKAGE, hub name, builtin:tiny, :thinker")
     backend: str = key(
         "auto",
         "library that computes; auto: MLX on Apple silicon where it is installed, else PyTorch",
