@@ -1,4 +1,4 @@
-"""What a run's results say, in three sentences: what rose, what fell, what one seed cannot say.
+"""What a run's results say: what rose, what fell, what its critic thinks of, and what it cannot say.
 
 A rate is said to have changed where the 95 % intervals of its two values do not overlap: less than
 a test would find, and nothing that chance explains easily.
@@ -52,7 +52,10 @@ def _apart(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def sentences(results: dict[str, Any]) -> list[str]:
-    """The three, about a run's results by stage; only the last where nothing was trained."""
+    """Three, about a run's results by stage, and one of its thoughts where truth can be told.
+
+    Only the last where nothing was trained.
+    """
     if len(results) < 2:
         return [ONE_SEED]
     said: dict[bool, list[str]] = {True: [], False: []}
@@ -63,8 +66,30 @@ def sentences(results: dict[str, Any]) -> list[str]:
     return [
         f"What rose: {rose}." if rose else "Nothing rose by more than its 95 % intervals.",
         f"What fell: {fell}." if fell else "Nothing fell by more than its 95 % intervals.",
+        *thought_changes(results),
         ONE_SEED,
     ]
+
+
+def thought_changes(results: dict[str, Any]) -> Iterator[str]:
+    """What each ACT stage changed in what the critic thinks of: the three kinds that moved most."""
+    for before, after in pairwise(results):
+        if not after.endswith("-act"):
+            continue
+        was, now = (
+            results[stage].get("thoughts", {}).get("judge", {}).get("kinds", {})
+            for stage in (before, after)
+        )
+        shares = {
+            kind: tuple(of.get(kind, {}).get("share", 0.0) for of in (was, now))
+            for kind in dict.fromkeys([*was, *now])
+        }
+        moved = sorted(shares, key=lambda kind: -abs(shares[kind][1] - shares[kind][0]))[:3]
+        if was and now:
+            said = "; ".join(
+                f"{k} {percent(shares[k][0])} → {percent(shares[k][1])} %" for k in moved
+            )
+            yield f"What its critic thinks of, by kind of sentence, in {after}: {said}."
 
 
 def compared(comparison: dict[str, Any]) -> list[str]:

@@ -97,3 +97,23 @@ def test_a_comparison_says_what_leaves_out_zero():
     rows[1]["difference"] = {"next action": unsure}
     assert compared(table)[0].startswith("No recipe can be told from il over 3 seeds")
     assert "one seed" in compared({**table, "seeds": [0]})[0]
+
+
+def test_the_end_of_a_run_says_what_act_changed_in_the_critics_thoughts():
+    def thinking(**shares):
+        return {"judge": {"kinds": {kind: {"share": share} for kind, share in shares.items()}}}
+
+    base, il, act = (
+        {**RESULTS["base"], "thoughts": thoughts}
+        for thoughts in (
+            thinking(left=0.2, hand=0.8),
+            thinking(left=0.25, seen=0.35, hand=0.3, goal=0.1),
+            thinking(left=0.5, seen=0.1, hand=0.31, tool=0.09),
+        )
+    )
+    told = sentences({"base": base, "1-il": il, "2-act": act})
+    assert told[2] == (
+        "What its critic thinks of, by kind of sentence, in 2-act: left 25.0 → 50.0 %; seen 35.0 → "
+        "10.0 %; goal 10.0 → 0.0 %."
+    )
+    assert len(sentences({"base": RESULTS["base"], "1-il": RESULTS["base"]})) == 3
