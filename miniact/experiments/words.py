@@ -1,4 +1,4 @@
-"""What a run's results say: what rose, what fell, what its critic thinks of, and what it cannot say.
+"""What a run's results say: what rose, fell, what its critic thinks of, what one seed cannot say.
 
 A rate is said to have changed where the 95 % intervals of its two values do not overlap: less than
 a test would find, and nothing that chance explains easily.
