@@ -131,13 +131,13 @@ def training_by_hand(tokens, attention, with_logits, checkpointing):
 
 
 # %% [markdown]
-# What passes the model? With the prompt shared, $P+GC$ tokens and not $G(P+C)$; each answer sees a copy of
-# the prompt's keys and values. Logits are computed at the answers' tokens only, and for 512 tokens at a
+# What passes the model? With the prompt shared, $P+GC$ tokens and not $G(P+C)$; all answers see the same
+# keys and values. Logits are computed at the answers' tokens only, and for 512 tokens at a
 # time, with their gradient formed before the next 512.
 
 # %%
 rows = (G * (P + C), 4 * q * G * (P + C))  # tokens, numbers kept by attention: a row per answer
-shared = (P + G * C, 4 * q * P + 2 * q * G * C + 2 * k * G * (P + C))
+shared = (P + G * C, 4 * q * P + 2 * q * G * C + 2 * k * (P + G * C))
 for checkpointing in (False, True):
     by_hand = training_by_hand(*shared, CHUNK, checkpointing)
     so = replace(model, gradient_checkpointing=checkpointing)
@@ -208,14 +208,13 @@ for on in (False, True):
     if len(measured[on]):  # on Linux
         ratio = measured[on] / planned[on]
         print("measured / planned:", *(f"{x:.2f}" for x in ratio), f" checkpointing: {on}")
-        assert 0.55 < ratio[-1] < 1.2, "the largest batch, where fixed costs no longer matter"
+        assert abs(ratio[-1] - 1) < 0.2, "the largest batch, where fixed costs no longer matter"
 
 # %%
 draw_peaks(np.array(batches) * (p + g * c), planned, measured)
 
 # %% [markdown]
-# **What you should see.** Straight rows of dots, at the planned lines or under them: a pass never keeps more
-# than planned, and the ratios say how much less. That is the evidence there is. For a GPU the same
+# **What you should see.** Dots close to the planned lines. That is the evidence there is. For a GPU the same
 # formulas stand unchecked, and they leave out what its allocator wastes between blocks: plan with room
 # to spare.
 #

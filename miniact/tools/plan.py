@@ -80,13 +80,12 @@ def training_bytes(shape: Shape, model: ModelConfig, work: Work, dtype: str) -> 
     budget = model.max_tokens_per_batch
     k = min(work.batch, budget / (P + G * C))  # groups in it; under 1: a part of the answers
     trunk, branch = k * P if k >= 1 else P, k * G * C if k >= 1 else budget - P
-    answers = branch / C
     if G == 1:  # one causal sequence each
-        trunk, branch, answers = trunk + branch, 0, 0
+        trunk, branch = trunk + branch, 0
     T, q, kv = trunk + branch, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = 5 if b == 4 else 9  # both norms keep their input in float32 too
     linear = T * (norms * shape.hidden + 3 * shape.ff * shape.active + 7 * model.rank)
-    attention = 4 * q * trunk + 2 * q * branch + 2 * kv * answers * (P + C)
+    attention = 4 * q * trunk + 2 * q * branch + (2 * kv * T if branch else 0)
     layer = (linear + attention) * b
     passing = 3 * T * shape.ff * shape.active * b  # gradients on their way through one MLP
     head = min(CHUNK, k * G * C) * shape.vocab * (8 if dtype == "float32" else 10)
