@@ -95,7 +95,7 @@ def test_the_wheel_has_the_licence_and_the_metadata(wheel):
 
 
 def test_the_wheel_is_small(wheel):
-    assert wheel.stat().st_size < 4_000_000
+    assert wheel.stat().st_size < 5_000_000  # two models, of 1.4 and 2.9 MB
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ class MLXPolicy:
             shared=False,
             prefill=0 if pads else self.budgets.prefill,
             one_length=not pads,
-            holds=pads,
+            holds=pads and self.shares_prompts,
         )
 
     def sample_rows(self, plan: Plan, uniform_RC: np.ndarray, temperature: float) -> Drawn:
