@@ -20,6 +20,9 @@ import numpy as np
 
 LEAST = 8  # tokens; what saves fewer is computed again, for a link costs something too
 WIDTH = 128  # sides of a triangle, and queries of a rectangle, at most: their scores exist at once
+# There every part costs some fifty kernels to start, so they are fewer and larger: a rectangle may
+# have more queries, up to so many scores of one head (128 MB of float32 for 32 heads).
+ON_GPU = {"width": 512, "area": 1 << 20}
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ class Parts:
                 that it is linked to, a rectangle; long segments are cut into blocks
     """
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, width: int = WIDTH, area: int = 0) -> None:
+        """width: as WIDTH; area: a rectangle may be wider, up to so many scores of one head."""
         T = len(tree.token_T)
         hangs_T = np.zeros(T, dtype=bool)
         for first, end, *_ in tree.links:
@@ -169,12 +173,13 @@ class Parts:
         mine_T = np.cumsum(hangs_T) - hangs_T  # a branch token's place among its like
         self.branch_X = np.flatnonzero(hangs_T)
         self.roots = _by_length([s for s in tree.segments if not hangs_T[s[0]]])
-        blocks, links = _blocks([s for s in tree.segments if hangs_T[s[0]]])
+        blocks, links = _blocks([s for s in tree.segments if hangs_T[s[0]]], width)
         self.triangles = [(mine_T[place_nC], place_nC) for place_nC in _by_length(blocks)]
         self.rectangles = [
-            (int(mine_T[a]), int(mine_T[a]) + min(WIDTH, end - a), *keys)
+            (int(mine_T[a]), int(mine_T[a]) + min(wide, end - a), *keys)
             for first, end, *keys in (*links, *tree.links)
-            for a in range(first, end, WIDTH)
+            for wide in [max(width, area // (keys[1] - keys[0]))]
+            for a in range(first, end, wide)
         ]  # queries first … end among the branches, keys first … end in the row
         self.back_T = np.argsort(np.concatenate([*map(np.ravel, self.roots), self.branch_X]))
 
@@ -187,12 +192,12 @@ def _by_length(segments: list[tuple[int, int]]) -> list[np.ndarray]:
     return [np.array(firsts_n)[:, None] + np.arange(C) for C, firsts_n in firsts.items()]
 
 
-def _blocks(segments: list[tuple[int, int]]) -> tuple[list, list]:
+def _blocks(segments: list[tuple[int, int]], width: int) -> tuple[list, list]:
     """Cut long segments into blocks, and link each to what comes before it in its segment."""
     blocks, links = [], []
     for first, end in segments:
-        for a in range(first, end, WIDTH):
-            blocks.append((a, min(a + WIDTH, end)))
+        for a in range(first, end, width):
+            blocks.append((a, min(a + width, end)))
             if a > first:
                 links.append((*blocks[-1], first, a))
     return blocks, links

@@ -175,7 +175,12 @@ def sentences(thought: str) -> list[str]:
 
 
 def check(state: State, thought: str) -> list[tuple[str, bool]]:
-    """The kind of each sentence of a thought (other: none of ours), and whether it is true."""
+    """The kind of each sentence of a thought (other: none of ours), and whether it is true.
+
+    Nothing of a state of another world, as a file of pairs may hold.
+    """
+    if not _TASK.match(state.task):
+        return []
     facts = read(state).facts()
     checked = []
     for sentence in sentences(thought):

@@ -116,3 +116,7 @@ def test_play_shares_no_room_and_no_goal_with_what_is_learned_and_measured():
             env.reset(task_id)
             held = {o for names in env._holds.values() for o in names}
             assert {*env._places, *held, *env._goal} <= words
+
+
+def test_of_another_worlds_state_nothing_is_said():
+    assert check(State("s", "walk to the door", (), "You see a door."), "i hold nothing") == []

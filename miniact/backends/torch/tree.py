@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 from miniact.backends.layout import Layout
 from miniact.backends.torch.attention import pick, widen
-from miniact.backends.tree import Parts
+from miniact.backends.tree import ON_GPU, Parts
 
 
 class PackedRow:
@@ -42,7 +42,7 @@ class PackedRow:
         self.token_1T = self._tensor(tree.token_T)[None]
         self.position_1T = self._tensor(tree.position_T)[None]
         self.index_N = self._tensor(layout.place_N)
-        parts = Parts(layout.tree)
+        parts = Parts(layout.tree, **({} if device.type == "cpu" else ON_GPU))
         self.roots = list(map(self._tensor, parts.roots))
         self.branch_X = self._tensor(parts.branch_X)
         self.back_T = self._tensor(parts.back_T)
