@@ -198,7 +198,9 @@ def works_of(
 @click.option("--shortest", default=2, show_default=True, help="Fewest states of a trajectory.")
 @click.option("--longest", default=8192, show_default=True, help="Most tokens of its last prompt.")
 @click.option("--max-tokens", default=8192, show_default=True, help="model.max_tokens_per_batch.")
-@click.option("--trl-rows", default=8, show_default=True, help="Micro-batch of TRL, divides G.")
+@click.option(
+    "--trl-rows", default=8, show_default=True, help="Micro-batch of TRL, at most; divides G."
+)
 @click.option("--trl-alone", is_flag=True, help="TRL samples for one prompt at a time.")
 @click.option("--cpu", is_flag=True, help="Seconds of the processor: beside other work.")
 @click.option("--steps", default=3, show_default=True, help="Counted steps.")

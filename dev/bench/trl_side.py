@@ -101,12 +101,13 @@ def run_trl(work: Work, adapter: Path, lean: bool, serve: Serve) -> None:
 def _options(trl: Any, work: Work, folder: str, alone: bool) -> Any:
     device = pick_device("auto")
     dtype = pick_dtype("auto", device)
-    if work.group_size % work.trl_rows:
+    rows = min(work.trl_rows, work.group_size)
+    if work.group_size % rows:
         raise UserError(f"bench: --trl-rows: expected a divisor of G, {work.group_size}")
-    parts = work.group_size // work.trl_rows  # micro-batches of a group
+    parts = work.group_size // rows  # micro-batches of a group
     return trl.GRPOConfig(
         output_dir=folder,
-        per_device_train_batch_size=work.trl_rows,
+        per_device_train_batch_size=rows,
         gradient_accumulation_steps=len(work.prompts) * parts,
         steps_per_generation=parts if alone else None,
         num_generations=work.group_size,
