@@ -16,7 +16,7 @@ targets.py    which layers LoRA sits beside
 common.py     checks of what is to be loaded, alike for both
 torch/        PyTorch
 mlx/          MLX, the same on a Mac
-tiny/         the model that ships with miniact, made by dev/make_tiny.py
+tiny/         a model that ships with miniact and answers at once, made by dev/make_tiny.py
 thinker/      the one that reasons before it answers, made by dev/make_thinker.py
 """
 

@@ -21,7 +21,8 @@ from tiny_models import KINDS, batches, random_batch
 from zoo import BACKENDS, NO_MLX, Zoo, distance, gradients, train
 
 from miniact import UserError
-from miniact.backends.protocol import Policy
+from miniact.backends.protocol import Policy, load_policy
+from miniact.config.sections import ModelConfig
 from miniact.method.losses import GRPOLoss, cross_entropy
 from miniact.types import Completion, Group, Sample
 
@@ -60,6 +61,13 @@ def as_groups(prompts: list[tuple[int, ...]], samples: list[list[Sample]]) -> li
 
 
 # ---- each backend alone ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_of_no_groups_there_are_no_logprobs(backend):
+    """As the first thing that is asked of a policy: imitation may find no thought to score."""
+    policy = load_policy(ModelConfig(backend=backend), 0)
+    assert policy.logprobs([]) == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

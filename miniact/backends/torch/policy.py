@@ -195,7 +195,7 @@ class TorchPolicy:
 
     def _sharing(self, groups: Sequence[Group]) -> bool:
         """Whether a prompt is shared by its answers; compared with the plain way on first use."""
-        if self.shares_prompts and "training" not in self._checked:
+        if groups and self.shares_prompts and "training" not in self._checked:
             first = next(layouts(groups, self.budgets.training, shared=True))
             chosen = [groups[i] for i in sorted({g for g, _ in first.order})]
             shared, plain = (self._score(chosen, 1.0, way) for way in (True, False))
