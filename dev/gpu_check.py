@@ -168,7 +168,7 @@ def check_household(out: Path, tiny: bool) -> dict[str, Any]:
         settings += ["env.train_tasks=8", "env.heldout_tasks=2", "eval.episodes=2"]
         settings += ["eval.states=4", "eval.pairs=4"]
     start = time.perf_counter()
-    results = run_recipe(load_config("household", settings), out / "household", Console())
+    results = run_recipe(load_config("household-plain", settings), out / "household", Console())
     return {"whole_s": time.perf_counter() - start, **results}
 
 

@@ -163,7 +163,7 @@ def main_of_fork(out: Path) -> None:
         if (out / "config.yaml").is_file():
             resume_run(out, Console())
         else:
-            start_run(load_config("household", SMALL), out, Console())
+            start_run(load_config("household-plain", SMALL), out, Console())
     except BaseException:
         traceback.print_exc()
         raise
@@ -263,7 +263,7 @@ def prepare(folder: Path) -> Played:
     if not (folder / "whole" / "results.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        command = [sys.executable, "-m", "miniact.cli", "run", "household", *SMALL]
+        command = [sys.executable, "-m", "miniact.cli", "run", "household-plain", *SMALL]
         subprocess.run([*command, "--out", folder / "whole"], check=True, capture_output=True)
     fork = folder / "fork"
     shutil.rmtree(fork, ignore_errors=True)

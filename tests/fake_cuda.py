@@ -287,7 +287,7 @@ def recipe(folder: Path, adapter: str) -> dict[str, Any]:
         *("stage.rl.max_tokens=6", "eval.max_tokens=6", "eval.judge_max_tokens=6", "log.to=[]"),
     ]
     with cuda():
-        whole = run_recipe(load_config("household", settings), out, console)
+        whole = run_recipe(load_config("household-plain", settings), out, console)
         (out / "results.json").unlink()
         (out / "stages" / "3-rl" / "eval.json").unlink()
         again = resume_run(out, console)

@@ -44,13 +44,13 @@ RUN = Path(tempfile.mkdtemp()) / "run"
 # %% [markdown]
 # ## 1 · The run
 #
-# The household world at a reduced size: the shipped config with fewer tasks and steps, and without
-# playing episodes. IL comes first, so that ACT trains a model that already knows how to act.
+# The household world at a reduced size, with the model that answers at once: `household-plain` with fewer
+# tasks and steps, and without playing episodes. IL comes first, so that ACT trains a model that already knows how to act.
 
 # %%
 SIZES = "env.train_tasks=400 env.heldout_tasks=60 stage.il.steps=80 stage.act.steps=36"
 EVAL = "eval.episodes=0 eval.states=0 eval.pairs=110"
-config = load_config("household", ["seed=0", "recipe=il,act", *SIZES.split(), *EVAL.split()])
+config = load_config("household-plain", ["seed=0", "recipe=il,act", *SIZES.split(), *EVAL.split()])
 start_run(config, RUN, Console(quiet=True))
 print((RUN / "results.txt").read_text())
 
@@ -252,7 +252,7 @@ print(f"{100 * by_judgement:+.1f} by judgement")
 THINKING = RUN.with_name("thinking")
 SIZES = "env.train_tasks=40 env.heldout_tasks=20 pairs.states_per_trajectory=4 stage.act.steps=12"
 EVAL = "eval.episodes=0 eval.states=0 eval.pairs=60 stage.act.lr=6e-4"
-config = load_config("household-thinking", ["recipe=act", *SIZES.split(), *EVAL.split()])
+config = load_config("household", ["recipe=act", *SIZES.split(), *EVAL.split()])
 start_run(config, THINKING, Console(quiet=True))
 show_thoughts(THINKING, None, Console(width=96))
 

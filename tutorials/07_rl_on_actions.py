@@ -67,7 +67,7 @@ for action in ("go to shelf 1", " Go to  Shelf 1. ", "go to shelf 2", "shelf 1",
 
 # %%
 STAGES = "stage.il.steps=32 stage.rl.steps=8 stage.rl.lr=1e-3 stage.rl.warmup=2"
-config = load_config("household", STAGES.split())
+config = load_config("household-plain", STAGES.split())
 env = make_env("household", **config.env.options)
 
 

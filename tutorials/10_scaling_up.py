@@ -234,7 +234,7 @@ def flat(section, above=""):
     return values
 
 
-small, large = flat(load_config("household")), flat(config)
+small, large = flat(load_config("household-plain")), flat(config)
 for name in small:
     unused = name.startswith("stage.") and name.split(".")[1] not in config.recipe
     if small[name] != large[name] and not unused:

@@ -40,7 +40,13 @@ from miniact.experiments.data import (
 from miniact.experiments.metrics import numbers
 from miniact.experiments.results import print_report, write_report
 from miniact.experiments.settle import settled_for
-from miniact.experiments.start import announce, check_start, first_number
+from miniact.experiments.start import (
+    announce,
+    begun_otherwise,
+    check_start,
+    first_number,
+    origin,
+)
 from miniact.method import run_of
 from miniact.method.stage import Stage, needs_of
 from miniact.method.wording import Wording
@@ -179,6 +185,7 @@ def environment(config: Config) -> dict[str, Any]:
         "threads": os.environ.get("OMP_NUM_THREADS"),  # sums round by their number
         "backend": resolve_backend(config.model.backend),
         "processes": processes(),
+        "origin": origin(config),
         "seed": config.seed,
         "command": sys.argv[1:],
     }
@@ -201,6 +208,8 @@ def opened(
     """The workshop of a new run folder, or of one that holds the same config."""
     check_start(config, out)
     config = settled_for(config, out, console)
+    if note := begun_otherwise(config, out):
+        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
     with RunFolder(out, config.log.to) as run, Workshop(config, run, console, verbose) as work:
         saved = out / "config.yaml"
         if not saved.is_file() or changed_keys(saved, config):

@@ -6,13 +6,14 @@ as nothing in it depends on what has changed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
 
 from rich.console import Console
 
-from miniact import UserError
+from miniact import UserError, method
 from miniact.backends.common import check_scale, weight_file
 from miniact.backends.models import find_model
 from miniact.config import Config
@@ -21,6 +22,7 @@ from miniact.config.plugins import named, resolve, short
 from miniact.data.containers import ENDINGS
 from miniact.envs import check_env
 from miniact.method.wording import Wording
+from miniact.runs.files import read_json
 from miniact.runs.loggers import check_loggers
 
 _PLAYED = ("seed", "env.", "eval.splits")
@@ -30,6 +32,46 @@ DEPENDS = {  # a file of a run → the keys that it depends on
     "reflections.jsonl": (*_PLAYED, "model.", "prompt.", "pairs.", "stage.reflect."),
     "stages/*/*": ("",),  # what is trained or measured depends on everything
 }
+
+_WRITE_PROMPTS = ("prompts.py", "chat.py", "template.py", "quoting.py", "wording*")
+
+
+def origin(config: Config) -> dict[str, str]:
+    """Digests of what a run's figures depend on and its config does not tell.
+
+    How prompts are written, and the weights of a base that ships with miniact.
+    """
+    room = Path(method.__file__).parent
+    files = {"prompts": sorted(file for name in _WRITE_PROMPTS for file in room.glob(name))}
+    if config.model.path.startswith("builtin:"):
+        files["base"] = sorted(Path(find_model(config.model.path).path).glob("*.safetensors"))
+    return {
+        what: hashlib.sha256(b"".join(map(Path.read_bytes, parts))).hexdigest()[:12]
+        for what, parts in files.items()
+    }
+
+
+def begun_otherwise(config: Config, out: Path) -> str:
+    """A line on a half-done run that began with other prompts, else "".
+
+    Raises UserError if it began with another base of the same name: its adapters fit no other.
+    """
+    begun = any((out / file).exists() for file in ("pairs.jsonl", "stages"))
+    if not begun or (out / "results.json").is_file():
+        return ""
+    versions = read_json(out / "environment.json") if (out / "environment.json").is_file() else {}
+    then, now = versions.get("origin", {}), origin(config)
+    if then.get("base", now.get("base")) != now.get("base"):
+        raise UserError(
+            f"{out}: began with another {config.model.path} than this miniact ships; finish it "
+            "with the version that began it, or choose another --out"
+        )
+    if then == now:
+        return ""
+    return (
+        f"{out}: began with an earlier miniact, whose prompts or built-in models may differ: it "
+        "goes on, but stages before and after now may not be comparable"
+    )
 
 
 def first_number(config: Config, out: Path) -> int:

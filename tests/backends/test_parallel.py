@@ -221,7 +221,7 @@ def test_what_cannot_go_on_ends_all_with_one_line(exercise, fault, line):
 
 RUN = ["-m", "miniact.cli", "run"]
 SMALL = [
-    *("household", "model.rank=4", "model.alpha=8", "stage.il.steps=4", "stage.act.steps=60"),
+    *("household-plain", "model.rank=4", "model.alpha=8", "stage.il.steps=4", "stage.act.steps=60"),
     *("stage.rl.steps=2", "stage.il.batch=4", "stage.act.batch=3", "stage.rl.batch=1"),
     *("stage.act.checkpoint_every=3", "stage.act.group_size=3", "stage.rl.group_size=4"),
     *("env.train_tasks=12", "env.heldout_tasks=4", "env.options={max_steps: 18}"),

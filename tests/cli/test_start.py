@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from test_cli import TINY, miniact, refuses
 
-RUN = ("run", "household", *TINY, "--recipe", "il")
+from miniact.runs.files import read_json, write_json
+
+RUN = ("run", "household-plain", *TINY, "--recipe", "il")
 WATCHED = """
 import sys
 from miniact.cli.main import main
@@ -74,13 +76,30 @@ def test_a_file_or_a_comparison_is_no_run_folder(tmp_path):
 def test_a_failed_start_burns_no_folder(tmp_path):
     """The corrected command just runs, on the data that does not depend on what was wrong."""
     out = str(tmp_path / "x")
-    assert "all were filtered out" in refuses(*RUN, "--out", out, "prompt.form=tags")
+    assert "cannot write <think>" in refuses(*RUN, "--out", out, "prompt.form=tags")
     played = (tmp_path / "x" / "trajectories.jsonl").stat().st_mtime_ns
     assert "'seed' differs" in refuses(*RUN, "--out", out, "--seed", "5")  # it has been played
     miniact(*RUN, "--out", out)
     assert (tmp_path / "x" / "trajectories.jsonl").stat().st_mtime_ns == played
     assert "form: plain" in (tmp_path / "x" / "config.yaml").read_text()
     assert "'prompt.history' differs" in refuses(*RUN, "--out", out, "prompt.history=3")
+
+
+def test_a_run_that_began_with_other_prompts_or_another_base_says_so(tmp_path):
+    out = tmp_path / "x"
+    miniact(*RUN, "--out", str(out))
+    assert "began with" not in miniact(*RUN, "--out", str(out))  # it is done
+    (out / "results.json").unlink()
+    assert "began with" not in miniact(*RUN, "--out", str(out))  # as today's
+    kept = read_json(out / "environment.json")
+    for origin in ({}, kept["origin"] | {"prompts": "other"}):  # a run of before there were any
+        write_json(out / "environment.json", kept | {"origin": origin})
+        (out / "results.json").unlink()
+        assert "began with an earlier miniact" in miniact("run", "--resume", str(out))
+    (out / "results.json").unlink()
+    other = kept["origin"] | {"base": "other"}
+    write_json(out / "environment.json", kept | {"origin": other})
+    assert "another builtin:tiny than" in refuses("run", "--resume", str(out))
 
 
 def test_run_without_a_config_lists_what_ships():
@@ -98,7 +117,7 @@ def test_a_folder_that_goes_on_or_is_new(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_names_the_folder_that_was_chosen(tmp_path):
-    command = [sys.executable, "-m", "miniact.cli", "run", "household", *TINY]
+    command = [sys.executable, "-m", "miniact.cli", "run", "household-plain", *TINY]
     process = subprocess.Popen(
         [*command, "stage.il.steps=100000"],
         cwd=tmp_path,

@@ -64,7 +64,7 @@ def test_dry_run(config, chat_model, tmp_path):
     state = State("s", "t", (), "o")
     pairs = [Question(state, "look", ("wait",), split) for split in ("train", "train", "test")]
     write_jsonl(tmp_path / "pairs.jsonl", [pair_row(p, 9) for p in pairs])
-    own_model = config.stem in ("household", "household-thinking")
+    own_model = config.stem in ("household", "household-plain")
     model = [] if own_model else [f"model.path={chat_model}"]
     fewer = [x for x in REDUCED if config.stem != "own-logs" or "max_tokens=4" not in x]
     result = CliRunner().invoke(

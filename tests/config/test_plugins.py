@@ -68,7 +68,7 @@ def word(reply): return "1"
 def nothing(reply): return None
 '''
 SMALL = [
-    *("household", "env.name=my_code:House", "env.train_tasks=4", "env.heldout_tasks=2"),
+    *("household-plain", "env.name=my_code:House", "env.train_tasks=4", "env.heldout_tasks=2"),
     *("eval.episodes=1", "eval.splits=id", "eval.states=1", "eval.pairs=1"),
     *(f"stage.{s}.{key}" for s in ("il", "act", "rl", "plugin") for key in ("steps=1", "batch=2")),
     *("stage.act.group_size=2", "stage.rl.group_size=2", "stage.plugin.options={times: 2}"),

@@ -131,7 +131,7 @@ def test_the_one_that_ships_is_a_beginner_that_acts_better_when_it_thinks(tmp_pa
     folder = Path(find_model("builtin:thinker").path)
     assert sum(file.stat().st_size for file in folder.iterdir()) < 4e6
     sizes = ["eval.episodes=48", "eval.splits=id", "eval.states=0", "eval.pairs=20"]
-    config = load_config("household-thinking", ["seed=9", "stage.act.steps=0", *sizes])
+    config = load_config("household", ["seed=9", "stage.act.steps=0", *sizes])
     run_recipe(replace(config, recipe=["act"]), tmp_path / "run", Console(quiet=True))
     stages = tmp_path / "run" / "stages"
     plain, thinking = (

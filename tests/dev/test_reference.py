@@ -45,7 +45,7 @@ def answers(prompt: str, i: int) -> str:
 def run(tmp_path_factory, tokenizer) -> Path:
     """A run with every stage and every evaluation, over a scripted policy in the real world."""
     out = tmp_path_factory.mktemp("reference") / "run"
-    config = load_config("household", EVERYTHING)
+    config = load_config("household-plain", EVERYTHING)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "miniact.experiments.data.load_policy", lambda *_: FakePolicy(tokenizer, answers)

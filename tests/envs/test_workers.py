@@ -447,7 +447,7 @@ def test_a_user_error_in_one_worker_ends_the_rollout_at_once(worker, tokenizer):
 
 @pytest.mark.slow
 def test_a_run_with_workers_measures_what_a_run_without_measures(tmp_path):
-    small = ["household", "recipe=[]", "env.train_tasks=2", "env.heldout_tasks=2"]
+    small = ["household-plain", "recipe=[]", "env.train_tasks=2", "env.heldout_tasks=2"]
     small += ["eval.episodes=4", "eval.pairs=0", "eval.states=0", "--verbose"]
     bytes_of = []
     for where in ("env.parallel=2", "env.workers=2"):

@@ -20,7 +20,15 @@ def miniact(*arguments: str):
 
 def test_the_expert_is_measured_on_every_split(tmp_path):
     done = miniact(
-        *("eval", "household", "--policy", "expert", "--out", str(tmp_path), "eval.episodes=12")
+        *(
+            "eval",
+            "household-plain",
+            "--policy",
+            "expert",
+            "--out",
+            str(tmp_path),
+            "eval.episodes=12",
+        )
     )
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "expert.json").read_text())
@@ -40,7 +48,7 @@ def test_an_expert_that_gives_up_has_failed():
 
 def test_failures_are_named_and_counted(tmp_path):
     done = miniact(
-        *("eval", "household", "--policy", "expert", "--out", str(tmp_path)),
+        *("eval", "household-plain", "--policy", "expert", "--out", str(tmp_path)),
         *("eval.episodes=5", "env.options={max_steps: 1}"),
     )
     assert done.exit_code == 0, done.output

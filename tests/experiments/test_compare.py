@@ -60,7 +60,7 @@ SMALL = [
 
 
 def config_of(*options: str):  # type: ignore[no-untyped-def]
-    return load_config("household", [*SMALL, *options])
+    return load_config("household-plain", [*SMALL, *options])
 
 
 def quiet() -> Console:
@@ -218,7 +218,7 @@ def test_doing_it_again_does_nothing_and_more_rows_and_seeds_go_on(finished, tmp
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_table(finished, tmp_path):
     folder, _ = finished
-    command = [sys.executable, "-m", "miniact.cli", "compare", "household", *SMALL]
+    command = [sys.executable, "-m", "miniact.cli", "compare", "household-plain", *SMALL]
     command += ["--recipes", "il; il,act; il,rl", "--seeds", "0", "--out", str(tmp_path)]
     kills = 0
     for seconds in (6, 8, 10):
@@ -239,7 +239,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_table(finished, tmp_path):
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path):
-    command = [sys.executable, "-m", "miniact.cli", "compare", "household", *SMALL]
+    command = [sys.executable, "-m", "miniact.cli", "compare", "household-plain", *SMALL]
     command += ["--recipes", "il", "--seeds", "0", "--out", str(tmp_path), "stage.il.steps=100000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "runs" / "il" / "seed0" / "metrics.jsonl"
@@ -467,7 +467,7 @@ def test_recipes_and_seeds_as_text():
 )
 def test_mistakes_are_told_in_one_line_before_any_work(tmp_path, options, message):
     out = tmp_path / "cmp"
-    done = CliRunner().invoke(main, ["compare", "household", "--out", str(out), *options])
+    done = CliRunner().invoke(main, ["compare", "household-plain", "--out", str(out), *options])
     assert done.exit_code == 2
     assert message in done.output and done.output.count("\n") == 1
     assert not out.exists()
@@ -544,7 +544,7 @@ def test_damaged_files_are_named_in_one_line(finished, tmp_path):
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        command = ["compare", "household", *SMALL, "--recipes", "il", "--out", str(out)]
+        command = ["compare", "household-plain", *SMALL, "--recipes", "il", "--out", str(out)]
         done = CliRunner().invoke(main, command)
         assert done.exit_code == 2 and done.output.splitlines()[-1].startswith("miniact: ")
         assert "Traceback" not in done.output and str(tmp_path / "file") in done.output

@@ -46,7 +46,7 @@ ROWS = {  # row of the paper's tables → what to set
 
 
 def config_of(*options: str):  # type: ignore[no-untyped-def]
-    return load_config("household", [*SMALL, *options])
+    return load_config("household-plain", [*SMALL, *options])
 
 
 def run(out: Path, *options: str) -> dict:

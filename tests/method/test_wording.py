@@ -150,7 +150,7 @@ def test_a_run_keeps_the_words_that_it_began_with(other, tmp_path, monkeypatch):
     rl = "stage.rl.steps=1 stage.rl.batch=1 stage.rl.group_size=2"
     file = other("> {action}", "please {action}", "plain")
     words = f"prompt.wording={file.name}"
-    run("rl", "household", *small.split(), *rl.split(), words, "--out", "run")
+    run("rl", "household-plain", *small.split(), *rl.split(), words, "--out", "run")
     once = asked()
     assert (tmp_path / "run/wording.txt").read_text() == file.read_text()
     file.unlink()
@@ -159,6 +159,6 @@ def test_a_run_keeps_the_words_that_it_began_with(other, tmp_path, monkeypatch):
     (tmp_path / "run/stages/1-rl/adapter").rename(tmp_path / "gone")
     run("run", "--resume", "run")
     assert asked() == once
-    result = CliRunner().invoke(main, ["rl", "household", words, "--out", "new"])
+    result = CliRunner().invoke(main, ["rl", "household-plain", words, "--out", "new"])
     assert result.exit_code == 2 and "cannot be read" in result.output
     assert not (tmp_path / "new").exists()

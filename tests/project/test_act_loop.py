@@ -34,7 +34,7 @@ def test_it_reaches_the_weights_of_miniact_run(act_loop, tmp_path, seed):
     overrides = [*SMALL, f"seed={seed}"]
     results = act_loop.main(tmp_path, overrides)
     sizes = [*act_loop.SIZES.split(), *act_loop.STEPS.split()]
-    config = load_config("household", [*sizes, *overrides])
+    config = load_config("household-plain", [*sizes, *overrides])
     run = run_recipe(config, tmp_path / "run", Console(file=StringIO()))
     theirs = tmp_path / "run" / "stages" / "3-rl" / "adapter" / "adapter_model.safetensors"
     assert (tmp_path / "adapter_model.safetensors").read_bytes() == theirs.read_bytes()

@@ -112,7 +112,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 @pytest.fixture(scope="module")
 def stage() -> miniact.Stage:
-    config = miniact.load_config("household")
+    config = miniact.load_config("household-plain")
     policy = miniact.load_policy(config.model)
     return miniact.Stage(policy, miniact.Prompter(policy.tokenizer, config.prompt), config.stage.rl)
 

@@ -134,7 +134,7 @@ def test_a_run_and_its_report_from_an_empty_folder(elsewhere):
     small = [f"stage.{s}.{size}" for s in ("il", "act", "rl") for size in ("steps=1", "batch=2")]
     small += ["env.train_tasks=6", "env.heldout_tasks=2", "eval.episodes=1", "eval.states=2"]
     small += ["eval.pairs=2", "eval.splits=id"]
-    elsewhere("-m", "miniact.cli", "run", "household", "--out", "run", *small)
+    elsewhere("-m", "miniact.cli", "run", "household-plain", "--out", "run", *small)
     results = json.loads((elsewhere.folder / "run" / "results.json").read_text())["results"]
     assert list(results) == ["base", "1-il", "2-act", "3-rl"]
     elsewhere("-m", "miniact.cli", "report", "run")

@@ -57,7 +57,7 @@ def run(tokenizer, monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr(
         "miniact.experiments.data.load_policy", lambda *_: FakePolicy(tokenizer, scripted)
     )
-    config = load_config("household", [*SMALL, *TAGS, "recipe=il,act"])
+    config = load_config("household-plain", [*SMALL, *TAGS, "recipe=il,act"])
     run_recipe(config, tmp_path / "run", Console(file=StringIO()))
     return tmp_path / "run"
 
@@ -86,16 +86,16 @@ def test_tensorboard_has_every_step_and_every_evaluation(run):
 def test_a_logger_that_is_not_there_is_said_before_anything_is_made(tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n == "trackio" else find(n))
-    config = load_config("household", [*SMALL, "log.to=tensorboard,trackio"])
+    config = load_config("household-plain", [*SMALL, "log.to=tensorboard,trackio"])
     with pytest.raises(UserError, match=r"^log.to: trackio is not installed: pip install"):
         run_recipe(config, tmp_path / "run", Console(file=StringIO()))
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=r"log.to: 'tensorbored' is not one of tensorboard, "):
-        load_config("household", ["log.to=tensorbored"])
+        load_config("household-plain", ["log.to=tensorbored"])
 
 
 def test_none_is_a_choice(tmp_path, tokenizer):
-    with RunFolder(tmp_path, load_config("household", ["log.to=[]"]).log.to) as folder:
+    with RunFolder(tmp_path, load_config("household-plain", ["log.to=[]"]).log.to) as folder:
         learn(folder, FakePolicy(tokenizer, str), ILConfig(steps=3))
     assert not (tmp_path / "tensorboard").exists()
 
@@ -149,7 +149,7 @@ def test_a_function_of_ones_own(tmp_path, tokenizer, monkeypatch):
     ):
         learn(folder, FakePolicy(tokenizer, str), ILConfig(steps=2))
     for name, says in (("own_loggers:none", "has no 'none'"), ("none:x", "none cannot be impor")):
-        config = load_config("household", [*SMALL, f"log.to={name}"])
+        config = load_config("household-plain", [*SMALL, f"log.to={name}"])
         with pytest.raises(UserError, match=rf"^log.to: .*{says}"):
             run_recipe(config, tmp_path / "third", Console(file=StringIO()))
     assert not (tmp_path / "third").exists()
@@ -160,7 +160,7 @@ def test_an_evaluation_is_logged_once_however_often_a_run_goes_on(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(sys.path))
     given = [*SMALL, "recipe=[]", "eval.episodes=0", "log.to=own_counter:lines"]
-    config, out = load_config("household", given), tmp_path / "run"
+    config, out = load_config("household-plain", given), tmp_path / "run"
     for _ in range(3):
         run_recipe(config, out, Console(file=StringIO()))
     lines = (out / "own.txt").read_text().splitlines()

@@ -11,7 +11,7 @@ import pytest
 
 RUN = [sys.executable, "-m", "miniact.cli", "run"]
 SMALL = [
-    "household",
+    "household-plain",
     *("stage.il.steps=6", "stage.act.steps=4", "stage.rl.steps=4"),
     *("stage.il.batch=4", "stage.act.batch=4", "stage.rl.batch=4"),
     *("stage.il.checkpoint_every=2", "stage.act.checkpoint_every=1", "stage.rl.checkpoint_every=3"),

@@ -148,7 +148,7 @@ def tight(monkeypatch, free: float) -> None:
 
 def test_what_cannot_fit_is_refused_with_a_remedy_and_can_be_forced(monkeypatch):
     tight(monkeypatch, 1e8)
-    config = load_config("tiny_configs/household.yaml")
+    config = load_config("tiny_configs/household-plain.yaml")
     with pytest.raises(UserError, match=r"needs .* GB .* --force"):
         check_fits(config, Console(quiet=True), force=False)
     check_fits(config, Console(quiet=True), force=True)
@@ -169,12 +169,12 @@ def test_remedies_name_what_is_large(monkeypatch):
 
 def test_run_refuses_before_anything_is_written(monkeypatch, tmp_path):
     tight(monkeypatch, 1e8)
-    done = CliRunner().invoke(main, ["run", "household", "--out", str(tmp_path / "run")])
+    done = CliRunner().invoke(main, ["run", "household-plain", "--out", str(tmp_path / "run")])
     assert done.exit_code == 2 and "--force" in done.output
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("config", ["household", "qwen3-8b-qlora", "qwen3-0.6b"])
+@pytest.mark.parametrize("config", ["household-plain", "qwen3-8b-qlora", "qwen3-0.6b"])
 def test_the_command_prints_memory_tokens_and_time(config):
     done = CliRunner().invoke(main, ["plan", config], env={"COLUMNS": "160"})
     assert done.exit_code == 0, done.output
@@ -226,7 +226,7 @@ def test_cards_are_known_by_name_or_size(name, kind, dtype, gib):
     ],
 )
 def test_an_unknown_card_is_one_line(gpu, overrides, message):
-    output = said_of("household", gpu, *overrides, code=2)
+    output = said_of("household-plain", gpu, *overrides, code=2)
     assert message in output and len(output.splitlines()) == 1
 
 
@@ -294,11 +294,13 @@ def test_episodes_take_as_many_actions_as_their_world_allows():
         for n in (10, 50)
     )
     assert more > 3 * some
-    assert most_steps(load_config("household", ["env.options={}"]).env) == 30  # its own default
+    assert (
+        most_steps(load_config("household-plain", ["env.options={}"]).env) == 30
+    )  # its own default
 
 
 def test_without_a_world_no_episode_is_played():
-    with_world = planned("household", "eval.states=0", "eval.pairs=0")
+    with_world = planned("household-plain", "eval.states=0", "eval.pairs=0")
     assert seconds_of(with_world, "evaluations") > 0
     logs = planned("own-logs", "eval.states=0", "eval.pairs=0")
     assert seconds_of(logs, "evaluations") == 0

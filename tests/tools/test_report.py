@@ -891,7 +891,7 @@ def test_a_real_run(chromium, tmp_path):
     out = tmp_path / "run"
     steps = ["stage.il.steps=2", "stage.act.steps=2", "stage.rl.steps=1", "eval.episodes=3"]
     sizes = ["env.train_tasks=8", "env.heldout_tasks=4", "eval.states=4", "eval.pairs=4"]
-    given = ["run", "household", "--out", str(out), *steps, *sizes]
+    given = ["run", "household-plain", "--out", str(out), *steps, *sizes]
     assert CliRunner().invoke(main, given, catch_exceptions=False).exit_code == 0
     page = Page(chromium, out)
     assert page.data["notes"] == [] and page.errors() == []
