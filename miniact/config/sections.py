@@ -339,9 +339,12 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     def thinks(self, stage: str = "") -> bool:
-        """Whether a stage lets the model think; without a name, whether any of the recipe does."""
-        names = [stage] if stage else self.recipe
-        return any(getattr(self.stage, section_of(name)).thinking for name in names)
+        """Whether a stage lets the model think; without a name, whether any of the recipe does.
+
+        A reflection is a thought, so `reflect` does.
+        """
+        sections = [section_of(name) for name in ([stage] if stage else self.recipe)]
+        return any(s == "reflect" or getattr(self.stage, s).thinking for s in sections)
 
     def measuring(self, thinking: bool) -> EvalConfig:
         """`eval` for a policy that acts with or without thoughts: nothing is left to auto."""
