@@ -339,10 +339,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     def thinks(self, stage: str = "") -> bool:
-        """Whether a stage lets the model think; without a name, whether any of the recipe does.
-
-        A reflection is a thought, so `reflect` does.
-        """
+        """Whether a stage, or any, lets the model think. A reflection is a thought."""
         sections = [section_of(name) for name in ([stage] if stage else self.recipe)]
         return any(s == "reflect" or getattr(self.stage, s).thinking for s in sections)
 

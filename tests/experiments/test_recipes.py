@@ -76,7 +76,7 @@ def test_every_row_of_the_paper_is_a_recipe(scripted_policy, tmp_path, row):
     config = config_of(*TAGS, *ROWS[row])
     keys = [f"{n}-{name}" for n, name in enumerate(config.recipe, start=1)]
     outcome = run(tmp_path, *TAGS, *ROWS[row])
-    thinks = "stage.act.thinking=true" in ROWS[row]  # then the base is measured in both ways
+    thinks = config.thinks()  # then the base is measured in both ways
     base = ["base", "base-thinking"] if thinks else ["base"]
     assert list(outcome["results"]) == [*base, *keys]
     assert [r["stage"] for r in rows_of(tmp_path)] == [key for key in keys for _ in range(3)]
