@@ -115,6 +115,26 @@ def in_play(episodes: Sequence[Episode]) -> Values:
     }
 
 
+def thoughts_in_play(env: Any, prompter: Prompter, episodes: Sequence[Episode]) -> Values:
+    """Whether its thoughts were true, and whether it thinks the same again. Empty without any."""
+    all_true: dict[bool, list[bool]] = {True: [], False: []}  # by whether the move applied
+    again = []
+    for episode in episodes:
+        past: list[tuple[str, str]] = []
+        thoughts = [prompter.parse_thought(move.reply) for move in episode.moves]
+        for i, (move, thought) in enumerate(zip(episode.moves, thoughts)):
+            state = State(episode.task_id, episode.task, tuple(past), move.observation)
+            past.append((move.observation, move.action or move.reply))
+            if not thought:
+                continue
+            all_true[move.applied].append(all(t for _, t in env.check_thought(state, thought)))
+            if i and not episode.moves[i - 1].applied:
+                again.append(thought == thoughts[i - 1])
+    names = {True: "thoughts that are all true: of moves that apply", False: "… of moves that fail"}
+    values = {names[kind]: share(hits) for kind, hits in all_true.items()}
+    return values | {"behind a failure: the same thought": share(again)} if again else {}
+
+
 def acting(agent: Agent, trials: Sequence[Trial], earlier: list[Answer]) -> Values:
     """How it acts in states of the expert's. `earlier` holds the last stage's answers, then its."""
     states = [t.before for t in trials]
@@ -132,7 +152,7 @@ def acting(agent: Agent, trials: Sequence[Trial], earlier: list[Answer]) -> Valu
     }
 
 
-def after_failing(agent: Agent, env: Any, trials: Sequence[Trial]) -> Values:
+def after_failing(agent: Agent, trials: Sequence[Trial]) -> Values:
     """What it does, and what its critic says, before and after an action failed."""
     if not trials:
         return {}
@@ -156,15 +176,6 @@ def after_failing(agent: Agent, env: Any, trials: Sequence[Trial]) -> Values:
     for name in (first, last):
         right, of_valid = agent.judge(states[name], trials)
         values |= {f"critic right, {name}": right, f"… of its valid answers, {name}": of_valid}
-    if agent.how.thinking:
-        pairs = list(zip(answers[first], answers[last]))
-        values["the same thought before and after"] = share(
-            a.thought == b.thought for a, b in pairs
-        )
-        values["thoughts before that are all true"] = share(
-            all(true for _, true in env.check_thought(t.before, a.thought or ""))
-            for a, t in zip(answers[first], trials)
-        )
     return values
 
 
@@ -196,10 +207,10 @@ def measured(run: Path, most: int, console: Console) -> dict[str, dict[str, Valu
                 policy.load_adapter(folder / "adapter")
             episodes = read_episodes(folder / "episodes.jsonl")
             results[folder.name.partition("-")[2]] = {
-                "in play": in_play(episodes),
+                "in play": in_play(episodes) | thoughts_in_play(env, prompter, episodes),
                 "states of the expert's": acting(agent, trials, answers),
-                "an action that the base proposed": after_failing(agent, env, trials),
-                "its own action": after_failing(agent, env, list(own_trials(env, episodes))),
+                "an action that the base proposed": after_failing(agent, trials),
+                "its own action": after_failing(agent, list(own_trials(env, episodes))),
             }
             bar.advance()
     return results
@@ -216,13 +227,8 @@ def cell(name: str, values: Iterable[float | None]) -> str:
     return f"{scale * statistics.fmean(known):.{digits}f}{spread}".replace("-", "−")
 
 
-@click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--states", default=200, show_default=True, help="Held-out states, at most.")
-@friendly
-def main(runs, states):  # type: ignore[no-untyped-def]
-    """Print the table for finished RUNS of one recipe."""
-    results = [measured(run, states, Console(stderr=True)) for run in runs]
+def print_table(results: Sequence[dict[str, dict[str, Values]]]) -> None:
+    """Of the results of all runs, in Markdown."""
     stages = list(results[0])
     print(f"| % | {' | '.join(stages)} |\n|---|{'---:|' * len(stages)}")
     for section in results[0][stages[0]]:
@@ -232,6 +238,15 @@ def main(runs, states):  # type: ignore[no-untyped-def]
         ):
             cells = (cell(name, (r[stage][section].get(name) for r in results)) for stage in stages)
             print(f"| {name} | {' | '.join(cells)} |")
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--states", default=100, show_default=True, help="Held-out states, at most.")
+@friendly
+def main(runs, states):  # type: ignore[no-untyped-def]
+    """Print the table for finished RUNS of one recipe."""
+    print_table([measured(run, states, Console(stderr=True)) for run in runs])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,12 @@ from miniact.method.prompts import Prompter
 from miniact.runs.files import write_jsonl
 from miniact.types import Question
 
+PLAIN = "household-plain"
 AWAY = "examine moon 1"  # applies nowhere
+
+
+def prompter_for(tokenizer):  # type: ignore[no-untyped-def]
+    return Prompter(tokenizer, load_config(PLAIN, ["prompt.max_tokens=6000"]).prompt)
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +100,10 @@ def wise(prompt: str, _: int) -> str:
     [(copier, (0, 0, 1)), (blind, (1, 1, 1)), (wise, (1, 0, 0))],
 )
 def test_it_tells_copying_from_not_noticing(world, played, tokenizer, script, done):
-    config = load_config("household", ["prompt.max_tokens=6000"])
-    policy = FakePolicy(tokenizer, script)
-    agent = stuck.Agent(policy, Prompter(tokenizer, config.prompt), config)
+    agent = stuck.Agent(FakePolicy(tokenizer, script), prompter_for(tokenizer), load_config(PLAIN))
     words = {AWAY, "examine sun 1"}
     trials = [build_trial(world, t.state(i), AWAY, words) for t in played for i in (1, 2)]
-    values = stuck.after_failing(agent, world, trials)
+    values = stuck.after_failing(agent, trials)
     names = ("before", "after another failed", "after it failed")
     assert tuple(values[f"it is done, {name}"] for name in names) == done
     assert values["trials"] == len(played) * 2
@@ -115,9 +118,30 @@ def test_play_is_counted_move_by_move():
     assert list(play.values()) == pytest.approx([1 / 2, 2 / 4, 1 / 4, 1 / 1, 1 / 2])
 
 
+def test_a_thought_is_checked_before_each_move_and_compared_after_a_failure(
+    world, played, tokenizer
+):
+    first = played[0]
+    holds, lies = "i hold nothing", "i hold moon 1"
+
+    def move(i: int, thought: str, action: str, applied: bool) -> Move:
+        return Move(
+            first.steps[i].observation, f"{thought}<action>{action}</action>", action, applied
+        )
+
+    moves = [move(0, holds, first.steps[0].action, True), move(1, lies, AWAY, False)]
+    moves += [replace(moves[1], observation=NOTHING)] * 2
+    prompter = Prompter(tokenizer, load_config(PLAIN, ["prompt.form=tags"]).prompt)
+    values = stuck.thoughts_in_play(world, prompter, [Episode(first.id, first.task, moves)])
+    assert list(values.values()) == [1.0, 0.0, 1.0]
+    bare = [replace(m, reply=m.action) for m in moves]
+    plain = Prompter(tokenizer, load_config(PLAIN, ["prompt.form=tags"]).prompt)
+    assert not stuck.thoughts_in_play(world, plain, [Episode(first.id, first.task, bare[:1])])
+
+
 def test_both_commands_on_a_run(tmp_path):
     run = tmp_path / "run"
-    config = load_config("household", [*SMALL, "recipe=il"])
+    config = load_config(PLAIN, [*SMALL, "recipe=il"])
     run_recipe(config, run, Console(quiet=True))
     result = CliRunner().invoke(stuck.main, [str(run), "--states", "8"])
     assert result.exit_code == 0, result.output
