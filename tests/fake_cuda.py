@@ -80,6 +80,7 @@ FREE = set(
 def cuda() -> Iterator[collections.Counter]:
     """In it cuda:0 exists. Counts what would be launched, by the operation's name."""
     import torch
+    from cuda_kernels import OPERATORS
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves, tree_map
 
@@ -142,8 +143,8 @@ def cuda() -> Iterator[collections.Counter]:
         if "device" in lower_kwargs and to_cuda:
             lower_kwargs["device"] = torch.device("cpu")
         lower_kwargs.pop("pin_memory", None)
-        with torch._C._DisableTorchDispatch():
-            out = f(*lower_args, **lower_kwargs)
+        with torch._C._DisableTorchDispatch():  # some operators exist on CUDA alone
+            out = OPERATORS.get(name, f)(*lower_args, **lower_kwargs)
         known = {id(x.values_on_cpu): x for x in here}
         given = {id(x) for x in tensors}
 
@@ -244,8 +245,10 @@ def main(folder: Path, adapter: str, checkpointing: bool) -> dict[str, Any]:
         seen["launches"] = counts[2] - counts[1]  # of one more decode step
         seen["tokens"] = [[s.tokens for s in answers] for answers in samples]
         policy.freeze_reference()
+        launches.clear()
         seen["reference"] = bool(policy.logprobs(groups, reference=True))
         train(policy)
+        seen["attention"] = sorted(n for n in launches if n.endswith("attention_backward"))
         policy.save_adapter(folder / adapter)
         policy.save_optimizer(folder / adapter / "optimizer.safetensors")
         seen["next"] = train(policy)

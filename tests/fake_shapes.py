@@ -10,11 +10,13 @@ what a kernel really takes.
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from fake_cuda import FREE
 
 GRAIN = 512  # bytes: what CUDA's allocator hands out
@@ -63,6 +65,15 @@ def _flops(name: str, args: tuple, out: Any) -> float:
         return 2.0 * a.numel() * b.shape[-1]
     if name == "gemm_4bit":
         return 2.0 * args[0].numel() * args[2][0]
+    if name.startswith("_flash_attention"):  # as many sequences as there are cuts
+        backward = "backward" in name
+        q, cuts, causal = (
+            (args[1], args[6:8], args[11]) if backward else (args[0], args[3:5], args[8])
+        )
+        pairs = sum(
+            math.prod(lengths) for lengths in zip(*(np.diff(x.on_host).tolist() for x in cuts))
+        )
+        return 4.0 * q[0].numel() * pairs * (0.5 if causal else 1.0) * (2.5 if backward else 1)
     if "scaled_dot_product" in name:
         backward = "backward" in name
         q, k = args[1:3] if backward else args[:2]
@@ -107,6 +118,10 @@ def shapes() -> Iterator[Log]:
                 length = (kwargs or {}).get("minlength") or args[2]
                 f, args, kwargs = torch.ops.aten.new_zeros.default, (args[0], [length]), {}
             out = f(*args, **(kwargs or {}))
+            if name == "lift_fresh":  # what comes from the host has values
+                out.on_host = args[0].numpy()
+            elif name == "_to_copy" and hasattr(args[0], "on_host"):
+                out.on_host = args[0].on_host
             tensors, results = on_card((args, kwargs)), on_card(out)
             for tensor in results:
                 log.hold(tensor.untyped_storage())

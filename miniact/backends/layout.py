@@ -15,7 +15,7 @@ Suffixes: B rows, L positions in a row, N completion tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class Layout:
     order: list[tuple[int, int]]
     lengths: list[int]  # tokens of each completion in `order`
     tree: Tree | None  # of the one row; None in the plain layout, where all is causal
+    repeated: int = 0  # tokens that an earlier micro-batch computed too: all did not fit in one
 
     @property
     def size(self) -> int:
@@ -71,16 +72,21 @@ def _answers(groups: Sequence[Group], max_tokens: int) -> Iterator[_Answer]:
 def layouts(groups: Sequence[Group], max_tokens: int, shared: bool = True) -> Iterator[Layout]:
     """Lay groups out in micro-batches of at most max_tokens tokens, padding included.
 
-    shared=True computes what is alike once, as far as it is in one micro-batch.
+    shared=True computes what is alike once, as far as it is in one micro-batch: what several have
+    in common is computed in each of them, and counted as `repeated`.
     """
     answers = list(_answers(groups, max_tokens))
     if not shared:
         yield from map(_plain, _rows(answers, max_tokens))
         return
     tree = grow([answer.inputs for answer in answers])
+    computed_T = np.zeros(len(tree.token_T), dtype=bool)
     for members in fill(tree, max_tokens):
-        part = tree.only(members)
-        yield _layout([answers[i] for i in members], part.token_T[None], part.paths, part)
+        part, before = tree.only(members), int(computed_T.sum())
+        computed_T[np.concatenate([tree.paths[i] for i in members])] = True
+        repeated = len(part.token_T) - (int(computed_T.sum()) - before)
+        few = [answers[i] for i in members]
+        yield replace(_layout(few, part.token_T[None], part.paths, part), repeated=repeated)
 
 
 def _rows(answers: list[_Answer], max_tokens: int) -> Iterator[list[_Answer]]:

@@ -50,7 +50,10 @@ class Policy(Protocol):
     def forward_backward(
         self, groups: Sequence[Group], loss: Loss, temperature: float = 1.0
     ) -> dict[str, float]:
-        """Add ∂loss/∂θ over these groups to the gradients. Returns the loss's metrics, summed."""
+        """Add ∂loss/∂θ over these groups to the gradients. Returns the loss's metrics, summed.
+
+        And `repeated_tokens`, as layout.py counts them.
+        """
         ...
 
     def optim_step(self, lr: float, max_grad_norm: float) -> float:

@@ -19,10 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 
 LEAST = 8  # tokens; what saves fewer is computed again, for a link costs something too
-WIDTH = 128  # sides of a triangle, and queries of a rectangle, at most: their scores exist at once
-# There every part costs some fifty kernels to start, so they are fewer and larger: a rectangle may
-# have more queries, up to so many scores of one head (128 MB of float32 for 32 heads).
-ON_GPU = {"width": 512, "area": 1 << 20}
 
 
 @dataclass(frozen=True)
@@ -156,48 +152,34 @@ def divide(sequences: Sequence[Sequence[int]], more: Sequence[int], ways: int) -
     return [sorted(part) for part in parts]
 
 
-class Parts:
-    """A tree's attention in parts that need no mask. T tokens, X of them are branches.
+def rounds(tree: Tree) -> list[list[tuple[int, int, int, int]]]:
+    """The links in rounds. In one no token looks twice, and all see at most as much as a row holds.
 
-    roots       segments that hang on nothing, [n, L]: places in the row
-    branches    all other tokens. Each attends to its own segment, a triangle, and to every stretch
-                that it is linked to, a rectangle; long segments are cut into blocks
+    What several stretches see of one is gathered for each, hence the second.
+
+    >>> rounds(grow([[1, 2, 3, 4, 5, 6, 7, 8, *rest] for rest in ([], [1], [2], [1, 3])]))
+    [[(10, 11, 0, 8)]]
     """
-
-    def __init__(self, tree: Tree, width: int = WIDTH, area: int = 0) -> None:
-        """width: as WIDTH; area: a rectangle may be wider, up to so many scores of one head."""
-        T = len(tree.token_T)
-        hangs_T = np.zeros(T, dtype=bool)
-        for first, end, *_ in tree.links:
-            hangs_T[first:end] = True
-        mine_T = np.cumsum(hangs_T) - hangs_T  # a branch token's place among its like
-        self.branch_X = np.flatnonzero(hangs_T)
-        self.roots = _by_length([s for s in tree.segments if not hangs_T[s[0]]])
-        blocks, links = _blocks([s for s in tree.segments if hangs_T[s[0]]], width)
-        self.triangles = [(mine_T[place_nC], place_nC) for place_nC in _by_length(blocks)]
-        self.rectangles = [
-            (int(mine_T[a]), int(mine_T[a]) + min(wide, end - a), *keys)
-            for first, end, *keys in (*links, *tree.links)
-            for wide in [max(width, area // (keys[1] - keys[0]))]
-            for a in range(first, end, wide)
-        ]  # queries first … end among the branches, keys first … end in the row
-        self.back_T = np.argsort(np.concatenate([*map(np.ravel, self.roots), self.branch_X]))
+    levels: list[list[tuple[int, int, int, int]]] = []
+    around: list[int] = []  # the ends of the stretches that this one is part of
+    for link in sorted(tree.links, key=lambda link: (link[0], -link[1])):
+        while around and around[-1] <= link[0]:
+            around.pop()
+        if len(around) == len(levels):
+            levels.append([])
+        levels[len(around)].append(link)
+        around.append(link[1])
+    return [few for level in levels for few in _few(level, len(tree.token_T))]
 
 
-def _by_length(segments: list[tuple[int, int]]) -> list[np.ndarray]:
-    """The places [n, C] of these segments, those of one length C together."""
-    firsts: dict[int, list[int]] = {}
-    for first, end in segments:
-        firsts.setdefault(end - first, []).append(first)
-    return [np.array(firsts_n)[:, None] + np.arange(C) for C, firsts_n in firsts.items()]
-
-
-def _blocks(segments: list[tuple[int, int]], width: int) -> tuple[list, list]:
-    """Cut long segments into blocks, and link each to what comes before it in its segment."""
-    blocks, links = [], []
-    for first, end in segments:
-        for a in range(first, end, width):
-            blocks.append((a, min(a + width, end)))
-            if a > first:
-                links.append((*blocks[-1], first, a))
-    return blocks, links
+def _few(links: list[tuple[int, int, int, int]], most: int) -> list[list]:
+    """Cut a level's links where they would see more than `most` tokens in all."""
+    cut: list[list] = [[]]
+    seen = 0
+    for link in links:
+        seen += link[3] - link[2]
+        if cut[-1] and seen > most:
+            cut.append([])
+            seen = link[3] - link[2]
+        cut[-1].append(link)
+    return cut

@@ -1,9 +1,8 @@
 """`miniact plan`: what a config will take, from the model's shape alone, before anything is loaded.
 
-Memory of the largest micro-batch, which the token budget bounds (T tokens in it, N of answers):
+Memory of the largest micro-batch, which the token budget bounds (T tokens in it):
 
-    saved per layer   T·(5·hidden + 3·ff + 7·r) + prompts: P·4·q + answers: N·2·q
-                      + keys and values that the answers see: A·(P + C)·2·kv
+    saved per layer   T·(5·hidden + 3·ff + 7·r + 2·q + 2·kv)
                       (in 16 bits 9·hidden: norms compute in float32)
     with checkpointing: T·hidden per layer, and one layer of the above
     head              two buffers [512 × vocabulary] in float32
@@ -79,14 +78,10 @@ def training_bytes(shape: Shape, model: ModelConfig, work: Work, dtype: str) -> 
     P, G, C, b = work.prompt, work.group, work.completion, BYTES[dtype]
     budget = model.max_tokens_per_batch
     k = min(work.batch, budget / (P + G * C))  # groups in it; under 1: a part of the answers
-    trunk, branch = k * P if k >= 1 else P, k * G * C if k >= 1 else budget - P
-    if G == 1:  # one causal sequence each
-        trunk, branch = trunk + branch, 0
-    T, q, kv = trunk + branch, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    T, q, kv = k * (P + G * C), shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = 5 if b == 4 else 9  # both norms keep their input in float32 too
     linear = T * (norms * shape.hidden + 3 * shape.ff * shape.active + 7 * model.rank)
-    attention = 4 * q * trunk + 2 * q * branch + (2 * kv * T if branch else 0)
-    layer = (linear + attention) * b
+    layer = (linear + T * (2 * q + 2 * kv)) * b
     passing = 3 * T * shape.ff * shape.active * b  # gradients on their way through one MLP
     head = min(CHUNK, k * G * C) * shape.vocab * (8 if dtype == "float32" else 10)
     if model.gradient_checkpointing:  # a layer is computed again when the head is done

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from miniact.backends.tree import ON_GPU
 from miniact.config.sections import ModelConfig
 from miniact.tools.cost import (
     BYTES,
@@ -31,13 +30,13 @@ LEAST = 1e-6  # seconds of a GPU between two kernels, and for one that has next 
 START = {"cuda": 10e-6, "cpu": 10e-6, "mlx": 4e-6}  # seconds of the host for each kernel
 DECODE_KERNELS = 98  # a layer
 # Of a layer, forward and backward; and more, where it is computed again in the backward pass: in
-# all, for each group, and for each rectangle of its answers' attention (torch/tree.py).
-TRAINING_KERNELS, GROUP_KERNELS, PART_KERNELS = (320, 110), (22, 19), (43, 14)
+# all, and for the answers that see their prompts (torch/tree.py).
+TRAINING_KERNELS, ANSWER_KERNELS = (320, 110), (22, 19)
 FUSED_ROWS = 64  # up to these a product reads 4 bits; beyond, the weights are restored first
 RESTORED = 4.5  # bytes of traffic for a weight that is restored: 0.5 read, 2 written, 2 read
 HEAD = 44  # bytes of traffic for a logit, from the product to its gradient
 SCORE = 20  # and for the score of a key that one answer's head looks at
-TRAINED_SCORE = 36  # the same while training, in each pass
+TRAINED_SCORE = 36  # the same while training, in each pass; PyTorch's kernels keep it to themselves
 FEW_ROWS = {"cpu": 0.25}  # of the speed of large products, that those of a few rows reach
 
 
@@ -75,7 +74,7 @@ def training(shape: Shape, device: Device, work: Work, model: ModelConfig) -> fl
     if recomputes:
         flops += forward_flops(shape, P, G, C) - 2 * shape.head * G * C
     moved = passes * (P + G * C) * shape.layers * _elementwise(shape) + HEAD * G * C * shape.vocab
-    if G > 1:
+    if G > 1 and device.kind == "mlx":
         moved += passes * TRAINED_SCORE * shape.layers * shape.heads * G * C * (P + C / 2)
     restored = (passes - 1) * RESTORED * shape.linear if model.adapter == "qlora" else 0.0
     kernels = shape.layers * training_kernels(work, model) / micro
@@ -84,15 +83,9 @@ def training(shape: Shape, device: Device, work: Work, model: ModelConfig) -> fl
 
 def training_kernels(work: Work, model: ModelConfig) -> float:
     """Kernels of one layer in a step: forward, backward, and forward again if it is recomputed."""
-    again, answers = model.gradient_checkpointing, work.group * work.completion
-    layer, group, part = (
-        n + again * more for n, more in (TRAINING_KERNELS, GROUP_KERNELS, PART_KERNELS)
-    )
-    kernels = math.ceil(work.tokens / model.max_tokens_per_batch) * layer
-    if work.group == 1:
-        return kernels
-    wide = max(ON_GPU["width"], ON_GPU["area"] // work.prompt)
-    return kernels + work.batch * (group + part * math.ceil(answers / wide))
+    parts = [TRAINING_KERNELS, *([ANSWER_KERNELS] if work.group > 1 else [])]
+    layer = sum(n + model.gradient_checkpointing * more for n, more in parts)
+    return math.ceil(work.tokens / model.max_tokens_per_batch) * layer
 
 
 def prefill(shape: Shape, device: Device, work: Work, model: ModelConfig) -> float:

@@ -44,19 +44,21 @@ def run(folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "dtype", "launches"),
+    ("arguments", "precision", "launches"),
     [
-        (("lora", "checkpointing"), "bfloat16", 90),
-        (("qlora", "checkpointing"), "bfloat16", 90),
-        (("full",), "float32", 50),
+        (("lora", "checkpointing"), ("bfloat16", "flash"), 90),
+        (("qlora", "checkpointing"), ("bfloat16", "flash"), 90),
+        (("full",), ("float32", "efficient"), 50),
     ],
     ids=lambda x: str(x),
 )
-def test_everything_runs_on_a_card(folder, arguments, dtype, launches):
+def test_everything_runs_on_a_card(folder, arguments, precision, launches):
     """Load, sample, score, train, save, resume with the same next step, run out of memory."""
     seen = run(folder, *arguments)
     assert seen["refused"] == [False, True, True]  # a number may be added, a tensor of the CPU not
+    dtype, attention = precision
     assert seen["dtype"] == f"torch.{dtype}"
+    assert seen["attention"] == [f"_{attention}_attention_backward"]  # and no plainer way beside it
     assert [len(t) for answers in seen["tokens"] for t in answers] == [5] * 6
     assert seen["reference"] and seen["next"] > 0
     assert seen["resumed"] == seen["next"]

@@ -184,6 +184,9 @@ def test_a_trajectory_longer_than_the_budget_is_done_in_parts():
     states = [{g for g, _ in x.order} for x in parts]
     assert all(max(s) - min(s) + 1 == len(s) for s in states)  # neighbours stay together
     assert sum(x.size for x in parts) < sum(len(g.prompt) for g in groups)
+    (whole,) = layouts(groups, 10**6)
+    assert whole.repeated == parts[0].repeated == 0
+    assert sum(x.repeated for x in parts) == sum(x.size for x in parts) - whole.size > 0
 
 
 @given(GROUPS, st.integers(1, 4))

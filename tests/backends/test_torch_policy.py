@@ -21,6 +21,10 @@ from miniact.method.losses import GRPOLoss, cross_entropy
 from miniact.types import Completion, Group
 
 torch = pytest.importorskip("torch")
+from cuda_kernels import ATEN  # noqa: E402
+
+from miniact.backends.torch import kernels, plain  # noqa: E402
+from miniact.backends.torch.tree import PackedRow  # noqa: E402
 
 GROUPS = weigh(random_batch([23, 9, 31], [[7, 1, 4], [3, 12], [5, 5, 2, 9]]), "grpo", 12)
 LOSS = GRPOLoss(0.2, 0.3, beta=0.1)
@@ -241,16 +245,26 @@ def test_full_training_needs_no_adapter_and_saves_a_model(folder, tmp_path):
         assert all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
-@settings(max_examples=30)
-@given(batches(4) | trees(), st.sampled_from([1, 2]), st.sampled_from([3, 128]))
-def test_a_packed_row_attends_to_what_the_layout_lets_it_see(groups, kv_heads, width):
+@pytest.mark.parametrize("name", kernels.KERNELS)
+@settings(max_examples=20)
+@given(
+    groups=batches(4) | trees(),
+    kv_heads=st.sampled_from([1, 2]),
+    most=st.sampled_from([99, 1 << 25]),
+)
+def test_a_packed_row_attends_to_what_the_layout_lets_it_see(name, groups, kv_heads, most):
     """Against a softmax over everything under the layout's mask: the result and its gradients."""
-    from miniact.backends import tree
-    from miniact.backends.torch.tree import PackedRow
+    with (
+        patch.object(kernels, "aten", ATEN),
+        patch.object(kernels, "choose", lambda *_: name),
+        patch.object(plain, "SCORES", most),
+    ):
+        _compare_row(groups, kv_heads)
 
+
+def _compare_row(groups: list[Group], kv_heads: int) -> None:
     for layout in layouts(groups, 150):
-        with patch.object(tree, "WIDTH", width):
-            row = PackedRow(layout, torch.device("cpu"))
+        row = PackedRow(layout, torch.device("cpu"))
         assert row.token_1T.tolist() == layout.token_BL.tolist()
         T, H, D = row.token_1T.shape[1], 4, 8
         torch.manual_seed(T)
@@ -268,6 +282,32 @@ def test_a_packed_row_attends_to_what_the_layout_lets_it_see(groups, kv_heads, w
             torch.autograd.grad((expected * weight).sum(), inputs),
         ):
             assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("fault", ["no kernel image", "wrong result", "wrong gradient"])
+def test_a_kernel_that_is_not_right_here_is_given_up_with_a_note(monkeypatch, capsys, fault):
+    name = "attention on the CPU"
+    right = kernels.KERNELS[name]
+
+    def attend(*inputs):  # type: ignore[no-untyped-def]
+        if fault == "no kernel image":
+            raise RuntimeError(fault)
+        out, lse = right.attend(*inputs)
+        return out, lse + 0.1 * (fault == "wrong result")
+
+    def gradients(inputs, whole, *rest):  # type: ignore[no-untyped-def]
+        """As if the normaliser were the part's own."""
+        lse = whole[2] - 0.3 * (fault == "wrong gradient")
+        return right.gradients(inputs, (*whole[:2], lse), *rest)
+
+    monkeypatch.setitem(kernels.KERNELS, name, kernels.Looped(attend, gradients))
+    kernels.choose.cache_clear()
+    asked = (torch.device("cpu"), torch.float32, 4, 2, (16, 16))
+    assert [kernels.choose(*asked) for _ in range(2)] == [kernels.PLAIN] * 2
+    kernels.choose.cache_clear()
+    note = capsys.readouterr().err
+    assert note.count("note:") == 1 and f"{name} cannot be used on cpu (" in note
+    assert fault in note or "it is off by" in note
 
 
 PROMPTS = [tuple(range(5, 5 + n)) for n in (17, 3, 30, 9)]

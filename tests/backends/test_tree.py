@@ -16,6 +16,7 @@ from test_layout import trajectory
 from tiny_models import trees, write_model
 from zoo import BACKENDS
 
+from miniact.backends.layout import layouts
 from miniact.backends.protocol import load_policy
 from miniact.config.sections import ModelConfig
 from miniact.method.grpo import weigh
@@ -83,6 +84,18 @@ def test_a_trajectory_of_several_blocks_under_checkpointing(load, backend, style
     """Two trajectories whose stems hang on what both begin with; longer than a block."""
     groups = weigh(trajectory(4, turn=50) + trajectory(3, turn=70, question=0), "grpo", 9)
     compare(load(backend, style, checkpointing=True), groups)
+
+
+@EACH
+def test_what_several_micro_batches_compute_is_counted(load, backend):
+    groups, policy = weigh(trajectory(6), "grpo", 9), load(backend, STYLES[0])
+    for policy.budgets.training in (4096, len(groups[-1].prompt) + 9):
+        policy.shares_prompts = True
+        parts = list(layouts(groups, policy.budgets.training))
+        repeated = sum(part.size for part in parts) - next(layouts(groups, 4096)).size
+        assert policy.forward_backward(groups, LOSS)["repeated_tokens"] == repeated
+        gradient(policy, groups)
+    assert repeated > 0
 
 
 @EACH

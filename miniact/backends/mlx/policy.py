@@ -199,7 +199,7 @@ class MLXPolicy:
     def _forward_backward(
         self, groups: Sequence[Group], loss: Loss, temperature: float
     ) -> dict[str, float]:
-        sums: dict[str, float] = {}
+        sums = {"repeated_tokens": 0.0}
 
         def value(layout: Layout) -> tuple[mx.array, dict[str, mx.array]]:
             tokens = loss_tokens(groups, layout).map(mx.array)
@@ -211,6 +211,7 @@ class MLXPolicy:
                 gradients = tree_map(mx.add, self.gradients, gradients)
             mx.eval(gradients, metrics)
             self.gradients = gradients
+            sums["repeated_tokens"] += layout.repeated
             for name, metric in metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(metric)
         return sums

@@ -14,8 +14,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from miniact.backends.tree import Parts, Tree
+from miniact.backends.tree import Tree
 
+WIDTH = 128  # sides of a triangle, and queries of a rectangle, at most: their scores exist at once
 _NAME = "scaled_dot_product_attention"  # what the modules of mlx-lm's models call it
 
 
@@ -170,3 +171,48 @@ def _backward(s: mx.array, inputs: Any, whole: Any, scale: float) -> Any:
     dp = (grad @ v.swapaxes(1, 2)).astype(mx.float32)
     ds = (p * (dp - along) * scale).astype(q.dtype)
     return ds @ k, ds.swapaxes(1, 2) @ q, dv
+
+
+class Parts:
+    """A tree's attention in parts that need no mask. T tokens, X of them are branches.
+
+    roots       segments that hang on nothing, [n, L]: places in the row
+    branches    all other tokens. Each attends to its own segment, a triangle, and to every stretch
+                that it is linked to, a rectangle; long segments are cut into blocks
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        T = len(tree.token_T)
+        hangs_T = np.zeros(T, dtype=bool)
+        for first, end, *_ in tree.links:
+            hangs_T[first:end] = True
+        mine_T = np.cumsum(hangs_T) - hangs_T  # a branch token's place among its like
+        self.branch_X = np.flatnonzero(hangs_T)
+        self.roots = _by_length([s for s in tree.segments if not hangs_T[s[0]]])
+        blocks, links = _blocks([s for s in tree.segments if hangs_T[s[0]]])
+        self.triangles = [(mine_T[place_nC], place_nC) for place_nC in _by_length(blocks)]
+        self.rectangles = [
+            (int(mine_T[a]), int(mine_T[a]) + min(WIDTH, end - a), *keys)
+            for first, end, *keys in (*links, *tree.links)
+            for a in range(first, end, WIDTH)
+        ]  # queries first … end among the branches, keys first … end in the row
+        self.back_T = np.argsort(np.concatenate([*map(np.ravel, self.roots), self.branch_X]))
+
+
+def _by_length(segments: list[tuple[int, int]]) -> list[np.ndarray]:
+    """The places [n, C] of these segments, those of one length C together."""
+    firsts: dict[int, list[int]] = {}
+    for first, end in segments:
+        firsts.setdefault(end - first, []).append(first)
+    return [np.array(firsts_n)[:, None] + np.arange(C) for C, firsts_n in firsts.items()]
+
+
+def _blocks(segments: list[tuple[int, int]]) -> tuple[list, list]:
+    """Cut long segments into blocks, and link each to what comes before it in its segment."""
+    blocks, links = [], []
+    for first, end in segments:
+        for a in range(first, end, WIDTH):
+            blocks.append((a, min(a + WIDTH, end)))
+            if a > first:
+                links.append((*blocks[-1], first, a))
+    return blocks, links

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from miniact.backends.checks import Check, tried, version
 from miniact.backends.torch.device import pick_device, pick_dtype
+from miniact.backends.torch.kernels import PLAIN, choose
 from miniact.backends.torch.probe import Probe
 from miniact.config.sections import ModelConfig
 
@@ -42,6 +43,7 @@ def device_checks(model: ModelConfig) -> list[Check]:
             "update PyTorch, or set model.dtype: float32",
             lambda: _attention(device, dtype),
         ),
+        tried("attention of trees", "", lambda: _trees(device, dtype)),
         tried(
             "NF4 (qlora)",
             "pip install -U bitsandbytes, or set model.adapter: lora",
@@ -79,6 +81,12 @@ def _attention(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     )
     error = max(float((r.cpu().double() - expected).abs().max()) for r in results)
     return error < (1e-4 if dtype == torch.float32 else 0.05), f"largest error {error:.1e}"
+
+
+def _trees(device: torch.device, dtype: torch.dtype) -> tuple[bool | None, str]:
+    """Which kernel computes what a row shares; it was compared with the plain way just now."""
+    name = choose(device, dtype, 8, 2, (64, 64))
+    return (None if name == PLAIN else True), f"computed by {name}"
 
 
 def _nf4(device: torch.device, dtype: torch.dtype) -> tuple[bool | None, str]:

@@ -12,6 +12,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -263,12 +264,13 @@ class TorchPolicy:
         self, groups: Sequence[Group], loss: Loss, temperature: float
     ) -> dict[str, float]:
         self._mode(training=True)
-        sums: dict[str, torch.Tensor] = {}
+        sums: dict[str, Any] = {"repeated_tokens": 0}
         shared = self._sharing(groups)
         for layout in layouts(groups, self.budgets.training, shared):
             tokens = loss_tokens(groups, layout).map(self._tensor)
             value, metrics = loss(torch, self._logp_N(layout, temperature, shared), tokens)
             value.backward()
+            sums["repeated_tokens"] += layout.repeated
             for name, metric in metrics.items():
                 sums[name] = sums.get(name, 0.0) + metric.detach()
         return {name: float(value) for name, value in sums.items()}

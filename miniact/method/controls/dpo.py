@@ -33,7 +33,8 @@ def run(stage: Stage) -> None:
             groups.append(Group(prompt.tokens, replies))
             dropped += prompt.dropped
         weighted, metrics = weigh_preferences(stage.policy, groups, config.beta)
-        stage.policy.forward_backward(weighted, cross_entropy)
+        passed = stage.policy.forward_backward(weighted, cross_entropy)
+        metrics["repeated_tokens"] = passed["repeated_tokens"]
         lr = learning_rate(config, step)
         metrics["grad_norm"] = stage.policy.optim_step(lr, config.max_grad_norm)
         metrics["tokens"] = 3 * sum(g.size for g in groups)  # scored twice, trained once
