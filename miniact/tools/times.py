@@ -31,7 +31,7 @@ START = {"cuda": 10e-6, "cpu": 10e-6, "mlx": 4e-6}  # seconds of the host for ea
 DECODE_KERNELS = 98  # a layer
 # Of a layer, forward and backward; and more, where it is computed again in the backward pass: in
 # all, and for the answers that see their prompts (torch/tree.py).
-TRAINING_KERNELS, ANSWER_KERNELS = (320, 110), (22, 19)
+TRAINING_KERNELS, ANSWER_KERNELS = (283, 104), (22, 12)
 FUSED_ROWS = 64  # up to these a product reads 4 bits; beyond, the weights are restored first
 RESTORED = 4.5  # bytes of traffic for a weight that is restored: 0.5 read, 2 written, 2 read
 HEAD = 44  # bytes of traffic for a logit, from the product to its gradient

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_layout import trajectory
 from tiny_models import batches, random_batch, trees, visible_BLL, write_model
@@ -245,8 +245,13 @@ def test_full_training_needs_no_adapter_and_saves_a_model(folder, tmp_path):
         assert all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
+ANSWERS = (Completion((1, 2)), Completion((3, 2)))  # one of them hangs by a single token
+PAIRS = [Group(tuple(range(first, first + 9)), ANSWERS) for first in (10, 40)]
+
+
 @pytest.mark.parametrize("name", kernels.KERNELS)
 @settings(max_examples=20)
+@example(groups=PAIRS, kv_heads=2, most=99)
 @given(
     groups=batches(4) | trees(),
     kv_heads=st.sampled_from([1, 2]),

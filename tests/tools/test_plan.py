@@ -278,7 +278,7 @@ def test_recomputation_is_counted():
 
 
 def test_8b_takes_hours_on_a_4090_not_minutes_and_not_weeks():
-    """By hand (docs/gpu.md): sampling 2 × 64 rows 73 s a step, training some 120 s; 200 steps."""
+    """By hand (docs/gpu.md): sampling 2 × 64 rows 73 s a step, training some 90 s; 200 steps."""
     took = {name: s / 3600 for name, _, s in planned("alfworld-qwen3-8b").times}
     assert 6 < took["act"] < 14 and 6 < took["rl"] < 14
     assert took["evaluations"] > 5
