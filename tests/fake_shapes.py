@@ -119,7 +119,8 @@ def shapes() -> Iterator[Log]:
                 f, args, kwargs = torch.ops.aten.new_zeros.default, (args[0], [length]), {}
             out = f(*args, **(kwargs or {}))
             if name == "lift_fresh":  # what comes from the host has values
-                out.on_host = args[0].numpy()
+                with torch._C._DisableTorchDispatch():  # else they are those of a pretended one
+                    out.on_host = args[0].numpy().copy()
             elif name == "_to_copy" and hasattr(args[0], "on_host"):
                 out.on_host = args[0].on_host
             tensors, results = on_card((args, kwargs)), on_card(out)
