@@ -28,7 +28,7 @@ from miniact.method.pairs import read_pairs
 SMALLER = [
     *("env.train_tasks=40", "env.heldout_tasks=24"),
     *("stage.il.steps=60", "stage.act.steps=20", "stage.rl.steps=6"),
-    *("eval.episodes=24", "eval.states=60", "eval.pairs=48"),
+    *("eval.episodes=16", "eval.states=40", "eval.pairs=48"),
 ]
 RUN = Path(tempfile.mkdtemp()) / "run"
 results = miniact.run(miniact.load_config("household", SMALLER), RUN)["results"]
