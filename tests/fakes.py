@@ -70,7 +70,7 @@ class FakePolicy:
 
     def forward_backward(self, groups, loss, temperature=1.0):  # type: ignore[no-untyped-def]
         self.trained += groups
-        sums: dict[str, float] = {}
+        sums: dict[str, float] = {"repeated_tokens": 0.0}
         for group in groups:
             for c in group.completions:
                 n = len(c.tokens)

@@ -76,7 +76,9 @@ class Workshop:
         config, kept = self.config.prompt, self.run.path / "wording.txt"
         if config.wording and kept.is_file():
             config = replace(config, wording=str(kept))
-        return Prompter(self.policy.tokenizer, config)
+        prompter = Prompter(self.policy.tokenizer, config)
+        prompter.check_tags()
+        return prompter
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -66,8 +66,6 @@ class Prompter:
         self.tokenizer, self.config, self.wording = tokenizer, config, Wording(config)
         self.template = Template(tokenizer)
         self.chat = Chat(self.template, self._harmless) if config.form == "chat" else None
-        if config.form == "tags":
-            self._check_tags()
         self._shorten = functools.lru_cache(maxsize=1024)(self._shorten_text)
         control = [t for t in tokenizer.get_added_vocab() if len(t.strip()) > 1]  # no runs of space
         # matches only the first character of a token, so that overlapping tokens are all found
@@ -79,8 +77,10 @@ class Prompter:
         heads = sorted({re.escape(t[:n]) for t in control for n in range(1, len(t))})
         self._open_end = re.compile(rf"(?:{'|'.join(heads)})\Z") if heads else None
 
-    def _check_tags(self) -> None:
+    def check_tags(self) -> None:
         """UserError for a tokenizer that has no words for the tags, as one of whole words may."""
+        if self.config.form != "tags":
+            return
         tags = "".join(f"<{name}></{name}>" for name in ("think", "action", "choice"))
         unknown = getattr(self.tokenizer, "unk_token_id", None)
         if unknown is not None and unknown in self.tokenizer(tags)["input_ids"]:
