@@ -28,7 +28,7 @@ from miniact.method.pairs import read_pairs
 SMALLER = [
     *("env.train_tasks=40", "env.heldout_tasks=24"),
     *("stage.il.steps=60", "stage.act.steps=20", "stage.rl.steps=6"),
-    *("eval.episodes=16", "eval.states=40", "eval.pairs=48"),
+    *("eval.episodes=12", "eval.states=30", "eval.pairs=30"),
 ]
 RUN = Path(tempfile.mkdtemp()) / "run"
 results = miniact.run(miniact.load_config("household", SMALLER), RUN)["results"]
@@ -113,12 +113,12 @@ assert judged.reasoning != ""
 # %% [markdown]
 # ## Solution
 #
-# The run has measured it too, on 48 questions drawn from all: `consistent`. Here is the same by hand on the
-# first 48, with the critic that ACT has trained.
+# The run has measured it too, on 30 questions drawn from all: `consistent`. Here is the same by hand on the
+# first 30, with the critic that ACT has trained.
 
 # %%
 stays = []
-for q in held_out[:48]:
+for q in held_out[:30]:
     one, other = (agent.judge(q.state, q.present(right).actions) for right in (0, 1))
     stays.append(None not in (one.choice, other.choice) and one.choice != other.choice)
 measured = results["2-act"]["judgement"]["consistent"]["value"]

@@ -121,9 +121,9 @@ print(f"all weights: {16 * N / GB:.0f} GB")
 
 
 # %%
-def training_by_hand(tokens, attention, with_logits, checkpointing):
+def training_by_hand(tokens, with_logits, checkpointing):
     """Bytes. tokens: that pass the model; with_logits: whose logits exist at once."""
-    layer = b * (tokens * (9 * h + 3 * f + 7 * r) + attention)
+    layer = b * tokens * (9 * h + 3 * f + 7 * r + 2 * q + 2 * k)
     passing, logits = b * tokens * 3 * f, with_logits * qwen.vocab * (2 + 4 + 4)
     if checkpointing:
         return L * b * tokens * h + max(layer + passing, logits)
@@ -136,10 +136,9 @@ def training_by_hand(tokens, attention, with_logits, checkpointing):
 # time, with their gradient formed before the next 512.
 
 # %%
-rows = (G * (P + C), 4 * q * G * (P + C))  # tokens, numbers kept by attention: a row per answer
-shared = (P + G * C, 4 * q * P + 2 * q * G * C + 2 * k * (P + G * C))
+rows, shared = G * (P + C), P + G * C  # tokens: a row per answer, or the prompt once
 for checkpointing in (False, True):
-    by_hand = training_by_hand(*shared, CHUNK, checkpointing)
+    by_hand = training_by_hand(shared, CHUNK, checkpointing)
     so = replace(model, gradient_checkpointing=checkpointing)
     assert by_hand == training_bytes(qwen, so, work, "bfloat16")
     print(f"{by_hand / GB:5.1f} GB with{'' if checkpointing else 'out'} checkpointing")
@@ -165,11 +164,11 @@ print(f"with G copies of the prompt: {G * (P + C) * token / GB:.2f} GB")
 
 # %%
 levers = {  # (weights, training pass), bytes
-    "LoRA, a row\nper answer": (2 * N, training_by_hand(*rows, G * (P + C), False)),
-    "+ shared\nprompt": (2 * N, training_by_hand(*shared, P + G * C, False)),
-    "+ logits of\nanswers, in chunks": (2 * N, training_by_hand(*shared, CHUNK, False)),
-    "+ check-\npointing": (2 * N, training_by_hand(*shared, CHUNK, True)),
-    "+ QLoRA": (plan.weights, training_by_hand(*shared, CHUNK, True)),
+    "LoRA, a row\nper answer": (2 * N, training_by_hand(rows, G * (P + C), False)),
+    "+ shared\nprompt": (2 * N, training_by_hand(shared, P + G * C, False)),
+    "+ logits of\nanswers, in chunks": (2 * N, training_by_hand(shared, CHUNK, False)),
+    "+ check-\npointing": (2 * N, training_by_hand(shared, CHUNK, True)),
+    "+ QLoRA": (plan.weights, training_by_hand(shared, CHUNK, True)),
 }
 rest = plan.process + 16 * n  # the libraries; adapter, gradients, moments
 parts = {
@@ -279,7 +278,7 @@ while high - low > 1:
     middle = (low + high) // 2
     low, high = (middle, high) if peak(middle) <= 12 * GB else (low, middle)
 
-one_layer = (9 * h + 3 * f + 7 * r) + (4 * q + 2 * k) + 3 * f
+one_layer = (9 * h + 3 * f + 7 * r) + (2 * q + 2 * k) + 3 * f
 slope = b * (L * h + one_layer)
 assert np.isclose((peak(low) - peak(low - 1000)) / 1000, slope, rtol=0.01)
 print(f"longest prompt: {low} tokens; {slope / 1000:.0f} kB for one more,", end=" ")
