@@ -75,9 +75,9 @@ def exercise(tmp_path_factory, tokenizer):
 
 
 def assert_alike(one: Path, two: Path) -> None:
-    """The same answers; weights to 1e-6 (of a tensor's norm, if above 1), moments to 5e-6 of it.
+    """The same answers; weights to 2e-6 (of a tensor's norm, if above 1), moments to 5e-6 of it.
 
-    Not every number to 1e-6: where a gradient is about AdamW's ε, rounding decides on the step.
+    Not every number to 2e-6: where a gradient is about AdamW's ε, rounding decides on the step.
     """
 
     def check(a: Any, b: Any) -> None:
@@ -100,7 +100,7 @@ def assert_alike(one: Path, two: Path) -> None:
             weights = len(file.parts) == 3
             size = max(float(np.linalg.norm(a[name])), 1.0 if weights else 1e-12)
             far = np.linalg.norm(a[name] - b[name]) / size
-            assert far < (1e-6 if weights else 5e-6), (file, name, far)
+            assert far < (2e-6 if weights else 5e-6), (file, name, far)
 
 
 # ---- without processes -------------------------------------------------------------------------
