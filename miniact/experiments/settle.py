@@ -98,8 +98,7 @@ def _thinks(config: Config, key: str) -> bool:
 def _with_form(config: Config, file: TrajectoryFile | None) -> Config:
     """What prompt.form: auto means for this model and these data."""
     prompter, _ = open_prompter(config)
-    tags = prompter.tokenizer("<action>look</action>", add_special_tokens=False)["input_ids"]
-    if not prompter.template.exists or prompter.tokenizer.unk_token_id in tags:
+    if not prompter.template.exists or not prompter.writes_tags:
         return with_overrides(config, ["prompt.form=plain", *(f"{key}=false" for key in THINKING)])
     first = map(file.read, range(min(len(file), 100))) if file else ()
     calls = any(t.tools or any(calls_of(step.action) for step in t.steps) for t in first)

@@ -77,13 +77,15 @@ class Prompter:
         heads = sorted({re.escape(t[:n]) for t in control for n in range(1, len(t))})
         self._open_end = re.compile(rf"(?:{'|'.join(heads)})\Z") if heads else None
 
-    def check_tags(self) -> None:
-        """UserError for a tokenizer that has no words for the tags, as one of whole words may."""
-        if self.config.form != "tags":
-            return
+    @property
+    def writes_tags(self) -> bool:
+        """Whether the tokenizer has words for the tags; one of whole words may have none."""
         tags = "".join(f"<{name}></{name}>" for name in ("think", "action", "choice"))
-        unknown = getattr(self.tokenizer, "unk_token_id", None)
-        if unknown is not None and unknown in self.tokenizer(tags)["input_ids"]:
+        return self.tokenizer.unk_token_id not in self.tokenizer(tags)["input_ids"]
+
+    def check_tags(self) -> None:
+        """UserError for the form of tags with a tokenizer that cannot write them."""
+        if self.config.form == "tags" and not self.writes_tags:
             raise UserError(
                 "prompt.form: tags: this model's tokenizer cannot write <think>, <action> and "
                 "<choice>; expected a model that can, or prompt.form=plain without thinking"
