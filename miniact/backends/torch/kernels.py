@@ -145,7 +145,7 @@ def _on_cpu(q: Any, k: Any, v: Any, causal: bool, scale: float) -> Any:
     if causal:
         k, v = widen(k, shape[1]), widen(v, shape[1])
     else:  # no order among the queries: those of all heads of a key are more queries to it
-        q = _more_queries(q, K)
+        q = plain.more_queries(q, K)
     out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
     return out.reshape(*shape, -1), lse.reshape(shape)
 
@@ -156,7 +156,7 @@ def _on_cpu_backward(inputs: Any, whole: Any, causal: bool, scale: float) -> Any
     if causal:
         k, v = widen(k, shape[1]), widen(v, shape[1])
     else:
-        q, grad, out = (_more_queries(x, K) for x in (q, grad, out))
+        q, grad, out = (plain.more_queries(x, K) for x in (q, grad, out))
         lse = lse.reshape(*q.shape[:3])
     dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
         grad, q, k, v, out, lse, 0.0, causal, scale=scale
@@ -164,11 +164,6 @@ def _on_cpu_backward(inputs: Any, whole: Any, causal: bool, scale: float) -> Any
     if causal and shape[1] > K:
         dk, dv = (x.unflatten(1, (K, -1)).sum(2) for x in (dk, dv))
     return dq.reshape(shape), dk, dv
-
-
-def _more_queries(x: torch.Tensor, K: int) -> torch.Tensor:
-    """[n, H, L, D] → [n, K, E·L, D]"""
-    return x.unflatten(1, (K, -1)).flatten(2, 3)
 
 
 # ---- which one -----------------------------------------------------------------------------------

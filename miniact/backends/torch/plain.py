@@ -62,11 +62,14 @@ def _scores(
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """[n, H, L, X] · [n, K, X, Y] → [n, H, L, Y]; each of K serves H/K heads, and is not copied."""
-    grouped = a.unflatten(1, (b.shape[1], -1)).flatten(2, 3)
-    return (grouped @ b).view(*a.shape[:3], -1)
+    return (more_queries(a, b.shape[1]) @ b).view(*a.shape[:3], -1)
 
 
 def _product_back(a: torch.Tensor, b: torch.Tensor, K: int) -> torch.Tensor:
     """[n, H, L, X]ᵀ · [n, H, L, Y] → [n, K, X, Y], summed over L and the heads of each of K."""
-    a, b = (x.unflatten(1, (K, -1)).flatten(2, 3) for x in (a, b))
-    return a.transpose(2, 3) @ b
+    return more_queries(a, K).transpose(2, 3) @ more_queries(b, K)
+
+
+def more_queries(x: torch.Tensor, K: int) -> torch.Tensor:
+    """[n, H, L, D] → [n, K, E·L, D]: the E = H/K heads that share a key as more queries to it."""
+    return x.unflatten(1, (K, -1)).flatten(2, 3)
