@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from interventions import cell
 
 from miniact import UserError
 from miniact.cli.common import friendly
@@ -34,23 +35,13 @@ def read(run: Path, before: str) -> dict[str, Thoughts]:
     return {stage: measured[before] for stage, measured in thoughts.items() if before in measured}
 
 
-def mean(values: list[float]) -> str:
-    return percent(statistics.fmean(values), digits=0)
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation over the runs, in percent; – where no run has a value."""
-    if len(values) < 2:
-        return mean(values) if values else "–"
-    return f"{mean(values)} ± {percent(statistics.stdev(values), digits=0)}"
-
-
 def kind_cell(of_stage: list[Thoughts], kind: str) -> str:
     """Its share of the sentences in all runs, 0 where it never occurs, and how many are true."""
     shares = [thoughts["kinds"].get(kind, {}).get("share", 0.0) for thoughts in of_stage]
     known = [thoughts["kinds"][kind] for thoughts in of_stage if kind in thoughts["kinds"]]
     true = [entry["true"]["value"] for entry in known if entry["true"]["value"] is not None]
-    return spread(shares) + (f" · {mean(true)}" if true else "")
+    of_these = f" · {percent(statistics.fmean(true), digits=0)}" if true else ""
+    return cell(shares) + of_these
 
 
 @click.command()
@@ -67,7 +58,7 @@ def main(runs, before):  # type: ignore[no-untyped-def]
     kinds = dict.fromkeys(k for group in columns.values() for t in group for k in t["kinds"])
     print(f"| | {' | '.join(stages)} |\n|---|{'---:|' * len(stages)}")
     for label, key in (("true", "true"), ("the answer follows", "follows")):
-        cells = [spread([t[key]["value"] for t in group]) for group in columns.values()]
+        cells = [cell([t[key]["value"] for t in group]) for group in columns.values()]
         print(f"| {label} | {' | '.join(cells)} |")
     for kind in kinds:
         if any(

@@ -59,8 +59,9 @@ def begun_otherwise(config: Config, out: Path) -> str:
     begun = any((out / file).exists() for file in ("pairs.jsonl", "stages"))
     if not begun or (out / "results.json").is_file():
         return ""
-    versions = read_json(out / "environment.json") if (out / "environment.json").is_file() else {}
-    then, now = versions.get("origin", {}), origin(config)
+    kept = out / "environment.json"
+    then = read_json(kept).get("origin", {}) if kept.is_file() else {}
+    now = origin(config)
     if then.get("base", now.get("base")) != now.get("base"):
         raise UserError(
             f"{out}: began with another {config.model.path} than this miniact ships; finish it "

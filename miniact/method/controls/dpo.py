@@ -34,7 +34,7 @@ def run(stage: Stage) -> None:
             dropped += prompt.dropped
         weighted, metrics = weigh_preferences(stage.policy, groups, config.beta)
         passed = stage.policy.forward_backward(weighted, cross_entropy)
-        metrics["repeated_tokens"] = passed.get("repeated_tokens", 0.0)
+        metrics["repeated_tokens"] = passed["repeated_tokens"]
         lr = learning_rate(config, step)
         metrics["grad_norm"] = stage.policy.optim_step(lr, config.max_grad_norm)
         metrics["tokens"] = 3 * sum(g.size for g in groups)  # scored twice, trained once
